@@ -1,0 +1,32 @@
+# Each target first makes .venv when it is missing or older than pyproject.toml.
+# Another interpreter: make test PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## fit a dictionary of the embeddings that come with the repository
+	$(BIN)/dbksvd fit data/minilm-wikitext2.zarr --n-components 2048 --n-nonzero-coefs 20 --output demo-dictionary.zarr
+
+test: lint ## lint, then run the tests and the examples in the docstrings
+	$(BIN)/pytest
+
+lint: .venv/.installed ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove .venv, the demo's dictionary, builds and caches
+	rm -rf .venv demo-dictionary.zarr build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dbksvd_dask needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another: make $(MAKECMDGOALS) PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@

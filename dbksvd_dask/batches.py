@@ -1,0 +1,138 @@
+"""Outer batches: which rows of the embeddings each iteration sees, as Dask tasks that read them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import dask.array as da
+import numpy as np
+
+from dbksvd_dask.encoding import task
+from dbksvd_dask.kernels.cpu import first_nonfinite_row
+
+ROWS_PER_TASK = 8192
+"""Rows of one task. More would leave cores idle; fewer would spend the time on adding up (m, d) sums."""
+
+FEWEST_ROWS_PER_TASK = 1024
+TASKS_OF_SMALL_BATCHES = 8
+
+
+class Segment(NamedTuple):
+    """Rows of one chunk of the embeddings."""
+
+    chunk: int
+    """Which chunk."""
+    first_row: int
+    """Row of the embeddings that its first row is."""
+    rows: slice | np.ndarray
+    """Rows within the chunk."""
+
+
+class OuterBatches:
+    """Outer batches of an epoch after epoch walk through the rows; each row once an epoch.
+
+    An epoch is dealt out evenly: every batch has `batch_size` rows or a few less.
+
+    Parameters
+    ----------
+    embeddings : dask.array.Array
+        (n, d), one chunk of features.
+    batch_size : int
+        Most rows of a batch.
+    shuffle : "chunks" or None
+        Permute chunks, and rows within chunks, anew in every epoch; or storage order.
+    seed : int
+
+    Examples
+    --------
+    >>> import dask, dask.array as da
+    >>> batches = OuterBatches(da.arange(10, chunks=4, dtype="f8")[:, None], batch_size=5, shuffle=None, seed=0)
+    >>> [chunk.ravel().tolist() for chunk in dask.compute(*batches.read(3))]
+    [[5.0, 6.0, 7.0, 8.0, 9.0]]
+    """
+
+    def __init__(
+        self, embeddings: da.Array, batch_size: int, shuffle: Literal["chunks"] | None, seed: int
+    ) -> None:
+        self.embeddings = embeddings
+        self.shuffle = shuffle
+        self.seed = seed
+        self.n_batches = -(-len(embeddings) // batch_size)
+        self._sizes = np.array(embeddings.chunks[0])
+        self._starts = np.cumsum(self._sizes) - self._sizes
+
+    def size(self, iteration: int) -> int:
+        """Rows of the batch of an iteration."""
+        first, last = self._bounds(iteration)
+        return last - first
+
+    def read(self, iteration: int) -> list[Any]:
+        """Tasks that read the rows of the batch of an iteration: (rows, d) arrays in the embeddings' own dtype.
+
+        Raises
+        ------
+        ValueError
+            When computed, if a row is not finite: names the chunk and the row.
+        """
+        epoch = iteration // self.n_batches
+        order = np.arange(len(self._sizes))
+        if self.shuffle == "chunks":
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        first, last = self._bounds(iteration)
+        n_rows = last - first
+        n_tasks = max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
+        bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
+        return _read_pieces(self.embeddings, [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)])
+
+    def _bounds(self, iteration: int) -> tuple[int, int]:
+        """Positions in the epoch's row order at which the batch begins and ends."""
+        number, n_rows = iteration % self.n_batches, len(self.embeddings)
+        return n_rows * number // self.n_batches, n_rows * (number + 1) // self.n_batches
+
+    def _segments(self, first: int, last: int, order: np.ndarray, epoch: int) -> list[Segment]:
+        """Positions `first` … `last` of the epoch's row order, chunk by chunk."""
+        segments = []
+        ends = np.cumsum(self._sizes[order])
+        for place in range(np.searchsorted(ends, first, side="right"), np.searchsorted(ends, last, side="left") + 1):
+            chunk = int(order[place])
+            size = int(self._sizes[chunk])
+            begin = int(ends[place]) - size
+            rows: slice | np.ndarray = slice(max(first - begin, 0), min(last - begin, size))
+            if self.shuffle == "chunks":
+                rows = np.random.default_rng([self.seed, epoch, chunk]).permutation(size)[rows]
+            segments.append(Segment(chunk, int(self._starts[chunk]), rows))
+        return segments
+
+
+def read_in_order(embeddings: da.Array) -> list[Any]:
+    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last.
+
+    Raises
+    ------
+    ValueError
+        When computed, if a row is not finite: names the chunk and the row.
+    """
+    rows = OuterBatches(embeddings, len(embeddings), None, seed=0)
+    bounds = [*range(0, len(embeddings), ROWS_PER_TASK), len(embeddings)]
+    order = np.arange(embeddings.numblocks[0])
+    return _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)])
+
+
+def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]:
+    """One task a piece; a chunk that several pieces need is read once."""
+    chunks = {segment.chunk for piece in pieces for segment in piece}
+    blocks = {chunk: embeddings.blocks[chunk].to_delayed().item() for chunk in chunks}
+    return [task(_read_rows, [blocks[segment.chunk] for segment in piece], piece) for piece in pieces]
+
+
+def _read_rows(blocks: list[np.ndarray], segments: Sequence[Segment]) -> np.ndarray:
+    parts = [block[segment.rows] for block, segment in zip(blocks, segments, strict=True)]
+    for part, segment in zip(parts, segments, strict=True):
+        bad = first_nonfinite_row(part)
+        if bad >= 0:
+            row = segment.first_row + (segment.rows.start + bad if isinstance(segment.rows, slice) else segment.rows[bad])
+            raise ValueError(
+                f"Input Y contains NaN or infinity: row {row} (in chunk {segment.chunk}) is the first of its chunk "
+                "that is not finite. Drop such rows or repair them before the fit."
+            )
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

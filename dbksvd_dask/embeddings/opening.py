@@ -1,0 +1,239 @@
+"""``open_embeddings``: whatever holds the embeddings, as one lazy ``(sample, feature)`` array on Dask chunks."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+import warnings
+from typing import TypeAlias
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from dask.base import tokenize
+
+from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_array, refuse_name
+from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
+
+CHUNK_BYTES = 32 * 2**20
+"""Size of the chunks that files and NumPy arrays are read in, in the dtype they are stored in."""
+
+Source: TypeAlias = str | os.PathLike[str] | np.ndarray | da.Array | xr.DataArray | xr.Dataset
+
+
+def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
+    """Open embeddings lazily: metadata is read and checked, the embeddings are not.
+
+    Parameters
+    ----------
+    source : path, array, xarray.DataArray or xarray.Dataset
+        One of:
+
+        * the path of a zarr group as xarray writes it, or of a single zarr array;
+        * the path of a ``.npy``, ``.npz`` (uncompressed) or ``.safetensors`` file. Each task maps the rows it needs,
+          so on a cluster every worker must see the file under the same path;
+        * a dask array, a NumPy array (not copied; on a cluster its rows travel with every graph, which a ``.npy`` file
+          avoids), an xarray.DataArray or an xarray.Dataset.
+
+        The first dimension is the samples, the second the features, unless the dimensions of an xarray object are
+        called "feature" and "sample" the other way round.
+    name : str, optional
+        Which array of a zarr group, Dataset, ``.npz`` or ``.safetensors``. By default the one called "embeddings", or
+        else the only two-dimensional floating one.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dimensions ``("sample", "feature")``, on a dask array with all the features in one chunk, and with the
+        coordinates and attributes of the source. Zarr stores and dask arrays keep their own chunks of rows; files and
+        NumPy arrays get chunks of about 32 MiB. float16, float32 and float64 stay as they are. bfloat16, which neither
+        zarr nor numba knows, becomes float32 chunk by chunk.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    TypeError
+        If ``source`` is none of the above, or its dtype is not floating.
+    ValueError
+        If ``source`` is not two-dimensional, is empty, has chunks of unknown size, is of an unknown format, cannot be
+        read or was only half written, or if ``name`` does not say which array is meant.
+
+    Warns
+    -----
+    UserWarning
+        If the features of a zarr store or dask array are split over chunks, and have to be put together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dbksvd_dask.embeddings import open_embeddings
+    >>> Y = open_embeddings(np.ones((100_000, 384), dtype="float16"))
+    >>> Y.dims, Y.shape, Y.dtype
+    (('sample', 'feature'), (100000, 384), dtype('float16'))
+    >>> Y.chunks
+    ((43690, 43690, 12620), (384,))
+
+    From a file, nothing is read until it is needed:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/embeddings.npy", np.eye(3, dtype="float32"))
+    ...     Y = open_embeddings(f"{folder}/embeddings.npy")
+    ...     Y[1].values
+    array([0., 1., 0.], dtype=float32)
+    """
+    kind = type(source)
+    where = f"the {kind.__module__.partition('.')[0]} {kind.__name__}"
+    array: xr.DataArray
+    if isinstance(source, str | os.PathLike):
+        where = os.path.abspath(source)
+        array = _open_path(where, name)
+    elif isinstance(source, xr.Dataset):
+        array = _choose_variable(source, name, where)
+    elif isinstance(source, xr.DataArray):
+        refuse_name(name, where)
+        array = source
+    elif isinstance(source, da.Array | np.ndarray) and not isinstance(source, np.ma.MaskedArray):
+        refuse_name(name, where)
+        array = _unnamed(source)
+    else:
+        raise TypeError(
+            f"embeddings cannot be opened from a {kind.__module__}.{kind.__qualname__}: pass a path, a NumPy or dask "
+            "array, an xarray.DataArray or an xarray.Dataset"
+        )
+
+    if array.name is not None:
+        where = f"{where} ({array.name!r})"
+    check_embeddings(array, where)
+    array = _name_dims(array)
+    data = _on_dask(array)
+    if data.numblocks[1] > 1:
+        warnings.warn(
+            f"the features of {where} are split over {data.numblocks[1]} chunks; each sample is needed whole, so they "
+            "are put together again and again as they are read. Avoid it by storing all the features in one chunk "
+            f"(zarr: chunks=(rows, {data.shape[1]}); dask: .rechunk({{1: -1}}))",
+            UserWarning,
+            stacklevel=2,
+        )
+    return array.copy(deep=False, data=_whole_rows(data)).rename(array.name or "embeddings")
+
+
+def _open_path(path: str, name: str | None) -> xr.DataArray:
+    """Open what lies at ``path``, whatever its shape and dtype."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"there is nothing at {path}; a remote store has to be opened with xarray.open_zarr, and the Dataset passed"
+        )
+    if os.path.isdir(path):
+        return _open_zarr(path, name)
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".npy":
+        refuse_name(name, path)
+        return _unnamed(_map_rows(npy_array(path)))
+    if suffix in (".npz", ".safetensors"):
+        chosen, stored = npz_array(path, name) if suffix == ".npz" else safetensors_array(path, name)
+        return xr.DataArray(_map_rows(stored), name=chosen)
+    raise ValueError(
+        f"{path} has an unknown suffix {suffix!r}: embeddings are read from .npy, .npz, .safetensors and zarr; "
+        "load anything else yourself and pass the array, or save it once with numpy.save"
+    )
+
+
+def _open_zarr(path: str, name: str | None) -> xr.DataArray:
+    """Open a zarr group as xarray writes it, or a single zarr array."""
+    try:
+        node = zarr.open(path, mode="r")
+    except Exception as error:  # zarr lets through whatever its parsers raise
+        raise ValueError(
+            f"{path} is not a readable zarr store ({error or type(error).__name__}): its metadata (zarr.json, "
+            ".zgroup or .zarray) is missing or broken; was it only half written?"
+        ) from error
+    if isinstance(node, zarr.Array):
+        refuse_name(name, path)
+        _check_complete(node, path)
+        return _unnamed(da.from_zarr(node))
+    try:
+        # Not asking for consolidated metadata that is not there: xarray would warn about it.
+        dataset = xr.open_zarr(path, consolidated=node.metadata.consolidated_metadata is not None)
+    except Exception as error:  # xarray, too, lets through whatever decoding raises
+        raise ValueError(
+            f"xarray cannot read the zarr group {path} ({error}); if its arrays have no dimension names, open one of "
+            f"them by its own path: {', '.join(f'{path}/{key}' for key in sorted(node.array_keys()))}"
+        ) from error
+    array = _choose_variable(dataset, name, path)
+    _check_complete(node[str(array.name)], f"{path} ({array.name!r})")
+    return array
+
+
+def _check_complete(array: zarr.Array, where: str) -> None:
+    """Raise if chunks are missing: zarr would read them as its fill value, be it that of an interrupted writer."""
+    stored_in = array.shards or array.chunks
+    expected = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, stored_in, strict=True))
+    # zarr counts a shard as all the chunks it has room for, also where it reaches over the edge of the array.
+    there = array.nchunks_initialized // (math.prod(stored_in) // math.prod(array.chunks))
+    if there < expected:
+        raise ValueError(
+            f"{where} has no data in {expected - there} of its {expected} chunks: was its writing interrupted? If they "
+            f"are meant to be {array.fill_value}, open it with xarray.open_zarr or dask.array.from_zarr and pass that"
+        )
+
+
+def _choose_variable(dataset: xr.Dataset, name: str | None, where: str) -> xr.DataArray:
+    return dataset[choose_array({key: (v.ndim, v.dtype) for key, v in dataset.data_vars.items()}, name, where)]
+
+
+def _unnamed(data: da.Array | np.ndarray) -> xr.DataArray:
+    """Wrap an array that has no name; xarray would make up one from the name of its dask graph."""
+    return xr.DataArray(data).rename(None)
+
+
+def _name_dims(array: xr.DataArray) -> xr.DataArray:
+    """Call the dimensions "sample" and "feature", in this order; coordinates keep their names."""
+    if array.dims[0] == "feature" or array.dims[1] == "sample":
+        array = array.T
+    return array.swap_dims({old: new for old, new in zip(array.dims, ("sample", "feature"), strict=True) if old != new})
+
+
+def _on_dask(array: xr.DataArray) -> da.Array:
+    """Return the data as a dask array, with the chunks it has, or else by rows."""
+    if array.chunks is not None:
+        return array.data
+    if array._in_memory:  # xarray has no public way to ask, and .data would load what it opened without chunks
+        return _view_rows(array.data)
+    return array.chunk(sample=_rows_per_chunk(array.shape, array.dtype), feature=-1).data
+
+
+def _view_rows(array: np.ndarray) -> da.Array:
+    """Wrap a NumPy array without copying or hashing it, as dask.array.from_array would."""
+    token = f"embeddings-{uuid.uuid4().hex}"
+    rows = _rows_per_chunk(array.shape, array.dtype)
+    chunks = [array[start : start + rows] for start in range(0, len(array), rows)]
+    graph = {(token, i, 0): chunk for i, chunk in enumerate(chunks)}
+    return da.Array(graph, token, (tuple(map(len, chunks)), (array.shape[1],)), dtype=array.dtype)
+
+
+def _map_rows(stored: StoredArray) -> da.Array:
+    """Make an array in a file a dask array whose tasks each map their own rows."""
+    chunks = (_rows_per_chunk(stored.shape, stored.dtype), *stored.shape[1:])[: stored.ndim]
+    # The time of the last change keeps a rewritten file apart from what a cluster may still hold of the old one.
+    token = tokenize(stored, os.stat(stored.path).st_mtime_ns)
+    meta = np.empty((0,) * stored.ndim, stored.dtype)
+    return da.from_array(stored, chunks, name=f"embeddings-{token}", inline_array=True, meta=meta)
+
+
+def _rows_per_chunk(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:])))
+
+
+def _whole_rows(data: da.Array) -> da.Array:
+    """Put all features in one chunk, drop empty chunks of rows, and make the dtype one that NumPy computes with."""
+    rows, features = data.chunks
+    chunks = (tuple(size for size in rows if size), (sum(features),))
+    if data.chunks != chunks:
+        # A row chunk is joined in place: peer-to-peer rechunking would tie it to the workers of the moment.
+        data = data.rechunk(chunks, method="tasks")
+    dtype = np.dtype("float32") if data.dtype == BFLOAT16 else data.dtype.newbyteorder("=")
+    return data if data.dtype == dtype else data.astype(dtype)

@@ -1,0 +1,67 @@
+"""What happened at each iteration: one record each, and all of them as an xarray.Dataset."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import xarray as xr
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Quantiles of the atoms' coherence that the history holds."""
+
+STAGES = ("wait", "read", "gram", "product", "pursuit", "residual", "statistics", "update", "validation")
+"""Stages of an iteration. "wait" is the driver's, for rows that were not read in time; the others are task seconds."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration. Training figures are those of its batch under the dictionary that it began with; validation
+    figures those of the held-out embeddings under the dictionary that it ended with.
+    """
+
+    iteration: int
+    """From 0."""
+    n_samples_seen: int
+    """Samples seen so far, those of this iteration included."""
+    train_relative_error: float
+    """Mean of ‖y − x D‖ / ‖y‖ over nonzero samples (paper, eq. 6)."""
+    train_variance_explained: float
+    """1 − Σ‖r‖² / Σ‖y − ȳ‖², features pooled."""
+    train_variance_explained_per_feature: float
+    """The same for each feature, averaged (paper, eq. 7)."""
+    train_l0: float
+    """Mean number of atoms a sample uses."""
+    validation_relative_error: float
+    """NaN without held-out embeddings, as are the next three."""
+    validation_variance_explained: float
+    validation_variance_explained_per_feature: float
+    validation_l0: float
+    n_unused_atoms: int
+    """Atoms that no sample of the batch used."""
+    coherence: np.ndarray = field(metadata={"dims": ("quantile",)})
+    """`QUANTILES` over the atoms of the largest |cos| with any other atom; the dictionary it began with."""
+    seconds: float
+    """Wall time of the iteration."""
+    stage_seconds: np.ndarray = field(metadata={"dims": ("stage",)})
+    """Seconds of each of `STAGES`, summed over tasks."""
+    atoms: np.ndarray = field(metadata={"dims": None}, repr=False)
+    """(m, d) floats: the dictionary that it ended with. Not part of the history."""
+
+
+def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
+    """The records as a Dataset over `iteration`; empty for none."""
+    kept = [f for f in fields(Iteration) if f.name != "iteration" and f.metadata.get("dims", ()) is not None]
+    shapes = {"quantile": len(QUANTILES), "stage": len(STAGES)}
+    variables = {}
+    for f in kept:
+        dims = f.metadata.get("dims", ())
+        values = np.array([getattr(record, f.name) for record in iterations])
+        variables[f.name] = (("iteration", *dims), values.reshape(len(iterations), *(shapes[dim] for dim in dims)))
+    return xr.Dataset(
+        variables,
+        coords={
+            "iteration": [record.iteration for record in iterations],
+            "quantile": list(QUANTILES),
+            "stage": list(STAGES),
+        },
+    )

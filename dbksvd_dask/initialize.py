@@ -1,0 +1,65 @@
+"""First dictionaries, and directions for atoms that have to start again."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` different directions among the rows.
+
+    Parameters
+    ----------
+    rows : (n, d) floats
+        In order of preference; zero rows and rows equal to an earlier one, up to scale and sign, are passed over.
+    count : int
+
+    Returns
+    -------
+    (≤ count, d) floats
+        Unit rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> distinct_directions(np.array([[0.0, 0.0], [2.0, 0.0], [-3.0, 0.0], [0.0, 4.0]]), count=2)
+    array([[1., 0.], [0., 1.]])
+    """
+    directions = _unit_rows(rows)
+    # Equal up to sign: turned so that the largest entry is positive. Rounded, since scaling is not exact.
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, np.newaxis], axis=1)
+    keys = np.round(directions * np.sign(largest), decimals=4) + 0.0  # −0 becomes 0
+    _, first = np.unique(keys.view(np.dtype((np.void, keys[:1].nbytes))).ravel(), return_index=True)
+    return directions[np.sort(first)[:count]]
+
+
+def random_directions(count: int, n_features: int, dtype: np.dtype, seed: Sequence[int]) -> np.ndarray:
+    """Directions spread evenly over the sphere.
+
+    Returns
+    -------
+    (count, d) floats
+        Unit rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> random_directions(3, 5, np.dtype("float32"), seed=[0]).shape
+    (3, 5)
+    """
+    directions = np.random.default_rng(seed).standard_normal((count, n_features))
+    return _unit_rows(directions).astype(dtype)
+
+
+def complete_directions(rows: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:
+    """`distinct_directions`, made up to `count` by random ones where the rows do not hold that many."""
+    directions = distinct_directions(rows, count)
+    missing = count - len(directions)
+    return np.concatenate([directions, random_directions(missing, rows.shape[1], rows.dtype, seed)])
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of norm 1, without the zero rows."""
+    # Scaled first: the norm of float32 rows of 1e20 would overflow.
+    scale = np.abs(rows).max(axis=1, keepdims=True)
+    kept = rows[scale[:, 0] > 0] / scale[scale[:, 0] > 0]
+    return kept / np.linalg.norm(kept, axis=1, keepdims=True)

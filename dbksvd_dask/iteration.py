@@ -1,0 +1,255 @@
+"""One iteration of DB-KSVD as a Dask graph: encode every chunk, then update the atoms, one inner batch after the other.
+
+Every task is a pure function of its inputs, and sums over chunks are trees of fixed shape: a lost worker's chunks are
+computed again, and the result is the same bits on any number of workers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from dask.delayed import Delayed
+
+from dbksvd_dask.encoding import EncodingStatistics, SharedDictionary, add_seconds, task, tree_sum
+from dbksvd_dask.initialize import distinct_directions, random_directions
+from dbksvd_dask.kernels import chunk as kernels
+from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels.chunk import EncodedChunk, Pursuit, timed
+from dbksvd_dask.metrics import relative_errors
+
+
+_ORDER, _REPLACEMENT = 0, 1  # what a random stream of an iteration is for
+
+
+@dataclass(frozen=True)
+class Update:
+    """How atoms are updated."""
+
+    inner_batch_size: int | None = None
+    """Atoms updated simultaneously; None for all of them."""
+    n_passes: int = 2
+    """Passes over the residual for each inner batch: applications of ``E_jᵀE_j`` to one vector of each atom."""
+    solver: Literal["lanczos", "power"] = "lanczos"
+    """What is made of the passes: the best vector of the Krylov space, or plain power iteration."""
+    replace_unused: Literal["residual", "random"] | None = "residual"
+    """What becomes of atoms without a user: a residual direction, a random direction, or nothing."""
+
+
+class IterationTasks(NamedTuple):
+    """What one iteration leaves, as tasks."""
+
+    atoms: Delayed
+    """(m, d) floats: the new dictionary."""
+    statistics: Delayed
+    """`EncodingStatistics` of the batch under the dictionary that the iteration began with."""
+    update_seconds: Delayed
+    """Task seconds of the update, by stage."""
+
+
+class AtomVectors(NamedTuple):
+    """One vector for each atom of an inner batch, and what it took."""
+
+    vectors: np.ndarray
+    """(w, d) floats."""
+    seconds: dict[str, float]
+    """Task seconds by stage."""
+
+    def __add__(self, other: "AtomVectors") -> "AtomVectors":  # type: ignore[override]
+        """Sum over two sets of chunks."""
+        seconds = add_seconds(self.seconds, other.seconds)
+        with timed(seconds, "update"):
+            vectors = self.vectors + other.vectors
+        return AtomVectors(vectors, seconds)
+
+
+class Candidates(NamedTuple):
+    """Residuals of badly reconstructed samples, worst first."""
+
+    errors: np.ndarray
+    """(c,) float64: relative errors."""
+    residuals: np.ndarray
+    """(c, d) floats."""
+
+
+def iterate(
+    chunks: Sequence[Any],
+    dictionary: SharedDictionary,
+    n_atoms: int,
+    pursuit: Pursuit,
+    update: Update,
+    seed: Sequence[int],
+) -> IterationTasks:
+    """One iteration over one outer batch, as tasks.
+
+    Parameters
+    ----------
+    chunks : sequence of tasks
+        The rows of the outer batch, (n, d) floats each.
+    dictionary : SharedDictionary
+    n_atoms : int
+    pursuit : Pursuit
+    update : Update
+    seed : sequence of int
+        For the order of the inner batches and for random directions; another one for each iteration.
+    """
+    all_at_once = update.inner_batch_size is None
+    states, statistics, errors, first_passes = zip(
+        *(
+            task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4)
+            for rows in chunks
+        ),
+        strict=True,
+    )
+    batch_statistics = tree_sum(statistics)
+    if all_at_once:
+        members = task(_places, np.arange(n_atoms), n_atoms)
+        new = _update_atoms(states, members, dictionary.atoms, tree_sum(first_passes), update)
+    else:
+        new = _update_in_inner_batches(states, dictionary.atoms, n_atoms, pursuit.nonnegative, update, seed)
+    worst = [
+        task(_worst_samples, state, chunk_errors, batch_statistics)
+        for state, chunk_errors in zip(states, errors, strict=True)
+        if update.replace_unused == "residual"
+    ]
+    atoms, seconds = task(_replace_unused, new, batch_statistics, worst, update.replace_unused, seed, outputs=2)
+    return IterationTasks(atoms, batch_statistics, seconds)
+
+
+def _update_in_inner_batches(
+    states: Sequence[Delayed],
+    atoms: Any,
+    n_atoms: int,
+    nonnegative: bool,
+    update: Update,
+    seed: Sequence[int],
+) -> Delayed:
+    """`AtomVectors` of the new dictionary, inner batch by inner batch (paper, section 4.1)."""
+    order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
+    batches = [order[i : i + update.inner_batch_size] for i in range(0, n_atoms, update.inner_batch_size)]
+    updated = []
+    for batch in batches:
+        members = task(_places, batch, n_atoms)
+        old = task(_take, atoms, batch)
+        first_pass = tree_sum([task(_atom_pass, state, members, old, old) for state in states])
+        new = _update_atoms(states, members, old, first_pass, update)
+        updated.append(new)
+        if batch is not batches[-1]:  # the codes are computed anew in the next iteration
+            states = [task(_project_in_turn, state, members, old, new, nonnegative) for state in states]
+    return task(_join, order, updated)
+
+
+def _update_atoms(
+    states: Sequence[Delayed], members: Delayed, old: Any, first_pass: Delayed, update: Update
+) -> Delayed:
+    """`AtomVectors` of the new atoms of one inner batch, all from the same dictionary, codes and residual."""
+    basis, products = [old], [first_pass]
+    for _ in range(update.n_passes - 1):
+        if update.solver == "lanczos":
+            basis.append(task(_next_direction, basis, products[-1]))
+        else:
+            basis, products = [task(_new_atoms, basis, products, old)], []
+        products.append(tree_sum([task(_atom_pass, state, members, old, basis[-1]) for state in states]))
+    return task(_new_atoms, basis, products, old)
+
+
+@single_threaded()
+def _encode(
+    rows: Any, atoms: np.ndarray, mean: np.ndarray | None, gram: np.ndarray, pursuit: Pursuit, with_first_pass: bool
+) -> tuple[EncodedChunk, EncodingStatistics, np.ndarray, AtomVectors | None]:
+    encoding = kernels.encode_with_residual(rows, atoms, gram, mean, pursuit)
+    statistics = EncodingStatistics.of(encoding, len(atoms))
+    errors = relative_errors(encoding.squared_norms, encoding.chunk.residual)
+    if not with_first_pass:
+        return encoding.chunk, statistics, errors, None
+    seconds: dict[str, float] = {}
+    with timed(seconds, "update"):
+        sums = kernels.first_pass(encoding, atoms)
+    return encoding.chunk, statistics, errors, AtomVectors(sums, seconds)
+
+
+def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
+    """(m,) int32: place of each atom in the inner batch, −1 for atoms outside it."""
+    places = np.full(n_atoms, -1, np.int32)
+    places[batch] = np.arange(len(batch), dtype=np.int32)
+    return places
+
+
+def _take(atoms: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    return atoms[batch]
+
+
+def _join(order: np.ndarray, updated: list[AtomVectors]) -> AtomVectors:
+    atoms = np.concatenate([new.vectors for new in updated])
+    atoms[order] = atoms.copy()
+    return AtomVectors(atoms, reduce(add_seconds, (new.seconds for new in updated)))
+
+
+@single_threaded()
+def _atom_pass(
+    state: EncodedChunk, members: np.ndarray, old: np.ndarray, direction: np.ndarray | AtomVectors
+) -> AtomVectors:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "update"):
+        sums = kernels.atom_pass(state, members, old, _vectors(direction))
+    return AtomVectors(sums, seconds)
+
+
+def _next_direction(basis: list[np.ndarray | AtomVectors], product: AtomVectors) -> AtomVectors:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "update"):
+        direction = cpu.next_direction(tuple(map(_vectors, basis)), product.vectors)
+    return AtomVectors(direction, seconds)
+
+
+@single_threaded()
+def _new_atoms(
+    basis: list[np.ndarray | AtomVectors], products: list[AtomVectors], old: np.ndarray
+) -> AtomVectors:
+    spent = (vectors.seconds for vectors in [*basis, *products] if isinstance(vectors, AtomVectors))
+    seconds = reduce(add_seconds, spent)
+    with timed(seconds, "update"):
+        atoms = cpu.ritz_vectors(tuple(map(_vectors, basis)), tuple(map(_vectors, products)), old)
+    return AtomVectors(atoms, seconds)
+
+
+def _vectors(vectors: np.ndarray | AtomVectors) -> np.ndarray:
+    return vectors.vectors if isinstance(vectors, AtomVectors) else vectors
+
+
+def _project_in_turn(
+    state: EncodedChunk, members: np.ndarray, old: np.ndarray, new: AtomVectors, nonnegative: bool
+) -> EncodedChunk:
+    return kernels.project_in_turn(state, members, old, new.vectors, nonnegative)
+
+
+def _worst_samples(state: EncodedChunk, errors: np.ndarray, statistics: EncodingStatistics) -> Candidates:
+    """As many of a chunk's worst samples as there are unused atoms."""
+    worst = np.argsort(-errors, kind="stable")[: statistics.n_unused]
+    return Candidates(errors[worst], state.residual[worst])
+
+
+def _replace_unused(
+    new: AtomVectors,
+    statistics: EncodingStatistics,
+    worst: list[Candidates],
+    replace: str | None,
+    seed: Sequence[int],
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The new dictionary with its unused atoms replaced, and the task seconds of the update."""
+    seconds = dict(new.seconds)
+    if replace is None or statistics.n_unused == 0:
+        return new.vectors, seconds
+    with timed(seconds, "update"):
+        unused = np.flatnonzero(statistics.usage == 0)
+        atoms = new.vectors.copy()
+        if replace == "random":
+            directions = random_directions(len(unused), atoms.shape[1], atoms.dtype, [*seed, _REPLACEMENT])
+        else:
+            errors = np.concatenate([candidates.errors for candidates in worst])
+            residuals = np.concatenate([candidates.residuals for candidates in worst])
+            directions = distinct_directions(residuals[np.argsort(-errors, kind="stable")], len(unused))
+        atoms[unused[: len(directions)]] = directions
+    return atoms, seconds

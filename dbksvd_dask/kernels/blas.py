@@ -1,0 +1,39 @@
+"""One BLAS thread inside a task: the parallelism is Dask's, over chunks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from threadpoolctl import threadpool_limits
+
+_lock = Lock()
+_holders = 0
+_limits: threadpool_limits | None = None
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Limit BLAS to one thread while anybody in this process is inside; the last one out restores what was before.
+
+    The number of BLAS threads belongs to the process. If every task saved and restored it for itself, overlapping
+    tasks would restore each other's limit and leave it at one for ever.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with single_threaded():
+    ...     product = np.ones((2, 3)) @ np.ones((3, 2))
+    """
+    global _holders, _limits
+    with _lock:
+        if _holders == 0:
+            _limits = threadpool_limits(limits=1, user_api="blas")
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0 and _limits is not None:
+                _limits.restore_original_limits()
+                _limits = None

@@ -1,0 +1,247 @@
+"""What one task does with one chunk: encode it, and pass over it for the atoms of an inner batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from dbksvd_dask.kernels import cpu
+
+ROWS_PER_BLOCK = 1024
+"""Rows whose products ``Y Dᵀ`` are formed at a time: enough for BLAS, few enough to stay in cache for the pursuit."""
+
+STEPS_PER_NONZERO = 4
+"""Matching pursuit may pick an atom again; it ends after this many steps for each nonzero coefficient."""
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """How samples are encoded."""
+
+    n_nonzero_coefs: int
+    """k, the most atoms a sample may use."""
+    encoder: Literal["mp", "omp"] = "mp"
+    """Matching pursuit, or orthogonal matching pursuit."""
+    nonnegative: bool = False
+    """Positive coefficients only."""
+    rtol: float = 0.0
+    """Ends a sample at ``‖r‖ ≤ rtol ‖y‖``."""
+    refit: Literal["none", "lstsq"] = "none"
+    """``"lstsq"``: least-squares coefficients on the support found."""
+
+
+class Codes(NamedTuple):
+    """Sparse coefficients of a chunk."""
+
+    indices: np.ndarray
+    """(n, k) int32: the atom in each slot, −1 in empty ones, which come last."""
+    values: np.ndarray
+    """(n, k) floats: its coefficient, 0 in empty slots."""
+
+
+class EncodedChunk(NamedTuple):
+    """A chunk as the dictionary update needs it."""
+
+    indices: np.ndarray
+    """(n, k) int32."""
+    values: np.ndarray
+    """(n, k) floats."""
+    residual: np.ndarray
+    """(n, d) floats: ``Y − X D``."""
+
+
+class Encoding(NamedTuple):
+    """What encoding a chunk leaves, and what it took."""
+
+    chunk: EncodedChunk
+    residual_products: np.ndarray
+    """(n, k) floats: ``⟨r, d_j⟩`` for the atom in each slot."""
+    squared_norms: np.ndarray
+    """(n,) float64: ``‖y‖²``."""
+    moments: tuple[np.ndarray, np.ndarray]
+    """Sum and sum of squares of each feature, (d,) float64 each."""
+    seconds: dict[str, float]
+    """Task seconds by stage."""
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent inside to ``seconds[stage]``."""
+    start = perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start
+
+
+def encode(
+    rows: np.ndarray, dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+) -> Codes:
+    """Sparse codes of a chunk.
+
+    Parameters
+    ----------
+    rows : (n, d) floats of any precision
+    dictionary : (m, d) floats
+        Gives the precision of the computation.
+    gram : (m, m) floats
+    mean : (d,) floats or None
+        Taken from the rows first.
+    pursuit : Pursuit
+    """
+    centred = _centred(rows, dictionary.dtype, mean)
+    indices, values, _ = _pursue(centred, dictionary, gram, pursuit, cpu.squared_row_norms(centred), {})
+    return Codes(indices, values)
+
+
+def encode_with_residual(
+    rows: np.ndarray, dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+) -> Encoding:
+    """Sparse codes of a chunk, its residual, and what the metrics and the first pass of the update need.
+
+    Parameters are those of `encode`.
+    """
+    seconds: dict[str, float] = {}
+    with timed(seconds, "read"):
+        residual = _centred(rows, dictionary.dtype, mean)
+        squared_norms = cpu.squared_row_norms(residual)
+        moments = cpu.feature_moments(residual)
+    indices, values, residual_products = _pursue(residual, dictionary, gram, pursuit, squared_norms, seconds)
+    with timed(seconds, "residual"):
+        cpu.subtract_reconstruction(residual, dictionary, indices, values)
+    return Encoding(EncodedChunk(indices, values, residual), residual_products, squared_norms, moments, seconds)
+
+
+def _centred(rows: np.ndarray, dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
+    """A copy of the rows in the precision of the computation, without the mean."""
+    centred = rows.astype(dtype)
+    if mean is not None:
+        centred -= mean
+    return centred
+
+
+def _pursue(
+    rows: np.ndarray,
+    dictionary: np.ndarray,
+    gram: np.ndarray,
+    pursuit: Pursuit,
+    squared_norms: np.ndarray,
+    seconds: dict[str, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, values and residual products of centred rows, a block of rows at a time."""
+    shape = (len(rows), pursuit.n_nonzero_coefs)
+    indices = np.full(shape, -1, np.int32)
+    values = np.zeros(shape, rows.dtype)
+    residual_products = np.zeros(shape, rows.dtype)
+    buffer = np.empty((min(ROWS_PER_BLOCK, len(rows)), len(dictionary)), rows.dtype)
+    for start in range(0, len(rows), ROWS_PER_BLOCK):
+        block = slice(start, start + ROWS_PER_BLOCK)
+        products = buffer[: len(rows[block])]
+        with timed(seconds, "product"):
+            np.matmul(rows[block], dictionary.T, out=products)
+        with timed(seconds, "pursuit"):
+            residual_products[block] = _pursue_block(
+                products, gram, squared_norms[block], pursuit, indices[block], values[block]
+            )
+    return indices, values, residual_products
+
+
+def _pursue_block(
+    products: np.ndarray,
+    gram: np.ndarray,
+    squared_norms: np.ndarray,
+    pursuit: Pursuit,
+    indices: np.ndarray,
+    values: np.ndarray,
+) -> np.ndarray:
+    """Fill `indices` and `values` from ``Y Dᵀ`` and return ``⟨r, d_j⟩`` for the atom in each slot."""
+    if pursuit.encoder == "omp":
+        cpu.orthogonal_matching_pursuit(products, gram, squared_norms, pursuit.rtol, indices, values)
+        return np.zeros_like(values)  # least squares: the residual is orthogonal to its atoms
+    max_steps = STEPS_PER_NONZERO * pursuit.n_nonzero_coefs
+    cpu.matching_pursuit(
+        products, gram, squared_norms, max_steps, pursuit.rtol, pursuit.nonnegative, indices, values
+    )
+    residual_products = np.take_along_axis(products, np.maximum(indices, 0), axis=1)
+    if pursuit.refit == "lstsq":
+        cpu.refit_least_squares(residual_products, gram, indices, values)
+        return np.zeros_like(values)
+    return residual_products
+
+
+def first_pass(encoding: Encoding, dictionary: np.ndarray) -> np.ndarray:
+    """``E_jᵀE_j d_j`` summed over a chunk for every atom, with the inner products that the pursuit left.
+
+    Returns
+    -------
+    (m, d) floats
+    """
+    chunk = encoding.chunk
+    everything = np.arange(len(dictionary), dtype=np.int32)
+    rows, slots, atoms = cpu.support_entries(chunk.indices, everything)
+    values = chunk.values[rows, slots]
+    # e_i = r_i + x_i d_j, so ⟨e_i, d_j⟩ = ⟨r_i, d_j⟩ + x_i for unit atoms.
+    weights = encoding.residual_products[rows, slots] + values
+    return _accumulate(chunk.residual, rows, atoms, weights, values, dictionary)
+
+
+def atom_pass(chunk: EncodedChunk, members: np.ndarray, atoms: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``E_jᵀE_j v_j`` summed over a chunk, for the atoms of one inner batch.
+
+    Parameters
+    ----------
+    chunk : EncodedChunk
+    members : (m,) int32
+        Place of each atom in the inner batch, −1 for atoms outside it.
+    atoms : (w, d) floats
+        The atoms d_j of the inner batch, as the residual has them.
+    vectors : (w, d) floats
+        v_j.
+
+    Returns
+    -------
+    (w, d) floats
+    """
+    rows, slots, places = cpu.support_entries(chunk.indices, members)
+    values = chunk.values[rows, slots]
+    # ⟨e_i, v_j⟩ = ⟨r_i, v_j⟩ + x_i ⟨d_j, v_j⟩
+    overlap = np.einsum("jf,jf->j", atoms, vectors)
+    weights = cpu.support_products(chunk.residual, vectors, rows, places) + values * overlap[places]
+    return _accumulate(chunk.residual, rows, places, weights, values, atoms)
+
+
+def _accumulate(
+    residual: np.ndarray,
+    rows: np.ndarray,
+    places: np.ndarray,
+    weights: np.ndarray,
+    values: np.ndarray,
+    atoms: np.ndarray,
+) -> np.ndarray:
+    """``Σ_i w_ij e_i = Σ_i w_ij r_i + (Σ_i w_ij x_ij) d_j``."""
+    along_atom = np.bincount(places, weights=weights.astype(np.float64) * values, minlength=len(atoms))
+    sums = atoms * along_atom.astype(atoms.dtype)[:, np.newaxis]
+    cpu.accumulate_residual(residual, rows, places, weights, sums)
+    return sums
+
+
+def project_in_turn(
+    chunk: EncodedChunk, members: np.ndarray, old: np.ndarray, new: np.ndarray, nonnegative: bool
+) -> EncodedChunk:
+    """The chunk with the new atoms of an inner batch in its residual and coefficients (Gauss-Seidel).
+
+    Parameters
+    ----------
+    chunk : EncodedChunk
+        Left as it is.
+    members : (m,) int32
+        Place of each atom in the inner batch, −1 for atoms outside it.
+    old, new : (w, d) floats
+    nonnegative : bool
+    """
+    rows, slots, places = cpu.support_entries(chunk.indices, members)
+    values = chunk.values.copy()
+    residual = chunk.residual.copy()
+    cpu.project_in_turn(residual, values, rows, slots, places, old, new, nonnegative)
+    return EncodedChunk(chunk.indices, values, residual)

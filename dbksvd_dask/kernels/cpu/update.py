@@ -1,0 +1,222 @@
+"""Dictionary update: the rank-1 updates of an inner batch of atoms, matrix-free.
+
+For atom j, ``E_j = R_Ω + x_j d_jᵀ``; the new atom is its first right singular vector. ``E_jᵀE_j`` is never formed: one
+pass over the residual applies it to one vector of every atom, and Lanczos needs two or three passes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, dot, long_dot
+
+
+@compiled
+def support_entries(indices: Any, position: Any) -> Any:
+    """The entries of the codes that use an atom of the inner batch, row by row.
+
+    Parameters
+    ----------
+    indices : (n, k) int32
+    position : (m,) int32
+        Place of each atom in the inner batch, −1 for atoms outside it.
+
+    Returns
+    -------
+    rows, slots, atoms : three (entries,) int32
+        `atoms` counts within the inner batch.
+    """
+    n_samples, n_slots = indices.shape
+    n_entries = 0
+    for i in range(n_samples):
+        for slot in range(n_slots):
+            if indices[i, slot] >= 0 and position[indices[i, slot]] >= 0:
+                n_entries += 1
+    rows = np.empty(n_entries, np.int32)
+    slots = np.empty(n_entries, np.int32)
+    atoms = np.empty(n_entries, np.int32)
+    entry = 0
+    for i in range(n_samples):
+        for slot in range(n_slots):
+            if indices[i, slot] >= 0 and position[indices[i, slot]] >= 0:
+                rows[entry] = i
+                slots[entry] = slot
+                atoms[entry] = position[indices[i, slot]]
+                entry += 1
+    return rows, slots, atoms
+
+
+@compiled_sum
+def support_products(residual: Any, vectors: Any, rows: Any, atoms: Any) -> Any:
+    """``⟨r_i, v_j⟩`` for each entry (i, j), one tile of features at a time.
+
+    Parameters
+    ----------
+    residual : (n, d) floats
+    vectors : (w, d) floats
+    rows, atoms : (entries,) int32
+
+    Returns
+    -------
+    (entries,) floats
+    """
+    products = np.zeros(rows.size, residual.dtype)
+    for first in range(0, residual.shape[1], FEATURES_PER_TILE):
+        tile = vectors[:, first : first + FEATURES_PER_TILE].copy()
+        width = np.uint64(tile.shape[1])
+        offset = np.uint64(first)
+        for entry in range(rows.size):
+            i = rows[entry]
+            j = atoms[entry]
+            product = residual.dtype.type(0)
+            for f in range(width):
+                product += residual[i, offset + f] * tile[j, f]
+            products[entry] += product
+    return products
+
+
+@compiled
+def accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums: Any) -> None:
+    """``sums_j += Σ_i weight_ij r_i`` over the entries (i, j), one tile of features at a time.
+
+    Parameters
+    ----------
+    residual : (n, d) floats
+    rows, atoms : (entries,) int32
+    weights : (entries,) floats
+    sums : (w, d) floats
+    """
+    for first in range(0, residual.shape[1], FEATURES_PER_TILE):
+        tile = np.zeros((sums.shape[0], min(FEATURES_PER_TILE, residual.shape[1] - first)), sums.dtype)
+        width = np.uint64(tile.shape[1])
+        offset = np.uint64(first)
+        for entry in range(rows.size):
+            i = rows[entry]
+            j = atoms[entry]
+            weight = weights[entry]
+            for f in range(width):
+                tile[j, f] += weight * residual[i, offset + f]
+        sums[:, first : first + FEATURES_PER_TILE] += tile
+
+
+@compiled
+def project_in_turn(
+    residual: Any, values: Any, rows: Any, slots: Any, atoms: Any, old: Any, new: Any, nonnegative: bool
+) -> None:
+    """Bring residual and coefficients up to date with the new atoms of an inner batch, sample by sample.
+
+    For each sample: take out the old contributions of the batch's atoms, then project what is left on each new atom
+    in turn (Gauss-Seidel). Coefficients computed independently would overshoot where a sample uses several atoms of
+    the batch.
+
+    Parameters
+    ----------
+    residual : (n, d) floats
+        Overwritten.
+    values : (n, k) floats
+        Overwritten.
+    rows, slots, atoms : (entries,) int32
+        From `support_entries`.
+    old, new : (w, d) floats
+    nonnegative : bool
+        Clip coefficients at zero.
+    """
+    width = np.uint64(residual.shape[1])
+    first = 0
+    while first < rows.size:
+        i = rows[first]
+        last = first
+        while last < rows.size and rows[last] == i:
+            x = values[i, slots[last]]
+            for f in range(width):
+                residual[i, f] += x * old[atoms[last], f]
+            last += 1
+        for entry in range(first, last):
+            x = dot(residual, i, new, atoms[entry])
+            if nonnegative:
+                x = max(x, residual.dtype.type(0))
+            values[i, slots[entry]] = x
+            for f in range(width):
+                residual[i, f] -= x * new[atoms[entry], f]
+        first = last
+
+
+@compiled
+def next_direction(basis: Any, product: Any) -> Any:
+    """Lanczos: what the last product adds to the Krylov basis of each atom.
+
+    Parameters
+    ----------
+    basis : tuple of (w, d) floats
+        Orthonormal vectors q_1 … q_t of each atom.
+    product : (w, d) floats
+        ``E_jᵀ E_j q_t``.
+
+    Returns
+    -------
+    (w, d) floats
+        q_{t+1}; zero where the Krylov space is exhausted.
+    """
+    n_atoms, n_features = product.shape
+    direction = np.zeros_like(product)
+    exhausted = 16 * np.finfo(product.dtype).eps
+    q = np.empty(n_features, np.float64)
+    for j in range(n_atoms):
+        q[:] = product[j]
+        scale = np.sqrt(long_dot(q, q))
+        for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
+            for t in range(len(basis)):
+                c = long_dot(q, basis[t][j])
+                for f in range(n_features):
+                    q[f] -= c * basis[t][j, f]
+        norm = np.sqrt(long_dot(q, q))
+        if norm > exhausted * scale:
+            for f in range(n_features):
+                direction[j, f] = q[f] / norm
+    return direction
+
+
+@compiled
+def ritz_vectors(basis: Any, products: Any, old: Any) -> Any:
+    """New atoms: the best direction in each atom's Krylov space, taken through ``E_jᵀE_j`` once more.
+
+    With one basis vector this is a power step.
+
+    Parameters
+    ----------
+    basis : tuple of (w, d) floats
+        q_1 … q_t of each atom.
+    products : tuple of (w, d) floats
+        ``E_jᵀ E_j q_s`` for each of them.
+    old : (w, d) floats
+        The atoms so far: they give the sign, and stay where ``E_j`` is zero.
+
+    Returns
+    -------
+    (w, d) floats
+        Unit rows with ``⟨new, old⟩ ≥ 0``.
+    """
+    n_atoms, n_features = old.shape
+    size = len(basis)
+    new = old.copy()
+    projected = np.empty((size, size), np.float64)
+    v = np.empty(n_features, np.float64)
+    for j in range(n_atoms):
+        for s in range(size):
+            for t in range(s, size):
+                projected[s, t] = long_dot(basis[s][j], products[t][j])
+                projected[t, s] = projected[s, t]
+        _, vectors = np.linalg.eigh(projected)
+        v[:] = 0.0
+        for s in range(size):
+            y = vectors[s, size - 1]
+            for f in range(n_features):
+                v[f] += y * products[s][j, f]
+        norm = np.sqrt(long_dot(v, v))
+        if norm == 0.0:
+            continue
+        if long_dot(v, old[j]) < 0:
+            norm = -norm
+        for f in range(n_features):
+            new[j, f] = v[f] / norm
+    return new

@@ -1,0 +1,187 @@
+"""The outer loop: batches → one iteration graph each → new dictionary → what happened."""
+
+import contextvars
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
+from time import perf_counter
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+
+from dbksvd_dask.batches import OuterBatches, read_in_order
+from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary, task
+from dbksvd_dask.history import QUANTILES, STAGES, Iteration
+from dbksvd_dask.initialize import complete_directions, random_directions
+from dbksvd_dask.iteration import Update, iterate
+from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels.chunk import Pursuit
+
+logger = logging.getLogger(__name__)
+
+_INIT, _ITERATION = 0, 1  # what a random stream of a fit is for
+
+
+@dataclass(frozen=True)
+class Training:
+    """What stays the same over a fit."""
+
+    pursuit: Pursuit
+    update: Update
+    mean: np.ndarray | None
+    """(d,) floats taken from the rows first."""
+    seed: int
+
+
+def train(
+    batches: OuterBatches,
+    validation: da.Array | None,
+    training: Training,
+    atoms: np.ndarray,
+    first_iteration: int,
+    n_iterations: int,
+    n_samples_seen: int,
+) -> Iterator[Iteration]:
+    """Iterate, and yield what happened after each iteration, the new dictionary with it.
+
+    The lineage ends with the iteration: the driver holds the dictionary and the number of the iteration, and random
+    choices follow from that number and the seed.
+
+    Parameters
+    ----------
+    batches : OuterBatches
+    validation : dask.array.Array or None
+        (n, d) held-out embeddings.
+    training : Training
+    atoms : (m, d) floats
+        The dictionary to begin with.
+    first_iteration, n_iterations : int
+    n_samples_seen : int
+        Before the first iteration.
+    """
+    last = first_iteration + n_iterations - 1
+    n_atoms = len(atoms)
+    with single_threaded(), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        held_out = None if validation is None else dask.persist(*read_in_order(validation))
+        upcoming = _persist_ahead(reader, batches, first_iteration)
+        for iteration in range(first_iteration, last + 1):
+            start = perf_counter()
+            chunks = upcoming.result()
+            wait = perf_counter() - start
+            if iteration < last:
+                upcoming = _persist_ahead(reader, batches, iteration + 1)
+            dictionary = share_dictionary(atoms, training.mean, n_atoms)
+            seed = [training.seed, _ITERATION, iteration]
+            tasks = iterate(chunks, dictionary, n_atoms, training.pursuit, training.update, seed)
+            validated = None
+            if held_out is not None:
+                updated = share_dictionary(tasks.atoms, training.mean, n_atoms)
+                validated = evaluate_chunks(held_out, updated, training.pursuit)
+            (atoms, batch, update_seconds), coherence, gram_seconds, validated = dask.compute(
+                tasks, dictionary.coherence, dictionary.gram_seconds, validated
+            )
+            del chunks, dictionary, tasks
+            n_samples_seen += batch.errors.n_samples
+            seconds = reduce(add_seconds, [{"wait": wait}, batch.seconds, update_seconds, gram_seconds])
+            record = _record(iteration, n_samples_seen, batch, validated, coherence, seconds, perf_counter() - start, atoms)
+            logger.info(
+                "iteration %d: relative error %.4f, %.2f s", iteration, record.train_relative_error, record.seconds
+            )
+            yield record
+
+
+def _persist_ahead(reader: ThreadPoolExecutor, batches: OuterBatches, iteration: int) -> Future:
+    """Read a batch while something else is computed: on the cluster, or in a thread beside the local scheduler."""
+    context = contextvars.copy_context()  # holds which client is the current one
+    return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
+
+
+def _record(
+    iteration: int,
+    n_samples_seen: int,
+    batch: EncodingStatistics,
+    validated: EncodingStatistics | None,
+    coherence: np.ndarray,
+    stage_seconds: dict[str, float],
+    seconds: float,
+    atoms: np.ndarray,
+) -> Iteration:
+    validation = (np.nan,) * 4
+    if validated is not None:
+        validation = _figures(validated)
+        stage_seconds = stage_seconds | {"validation": sum(validated.seconds.values())}
+    return Iteration(
+        iteration,
+        n_samples_seen,
+        *_figures(batch),
+        *validation,
+        n_unused_atoms=batch.n_unused,
+        coherence=np.quantile(coherence, QUANTILES),
+        seconds=seconds,
+        stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
+        atoms=atoms,
+    )
+
+
+def _figures(statistics: EncodingStatistics) -> tuple[float, float, float, float]:
+    errors = statistics.errors
+    return errors.relative_error, errors.variance_explained, errors.variance_explained_per_feature, statistics.l0
+
+
+def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype, training: Training) -> np.ndarray:
+    """The dictionary to begin with: rows of the first batches, or random directions.
+
+    Parameters
+    ----------
+    batches : OuterBatches
+    n_atoms : int
+    init : "samples" or "random"
+    dtype : float32 or float64
+    training : Training
+
+    Returns
+    -------
+    (m, d) floats
+        Unit rows. Data rows are different directions; random ones stand in where the batches do not hold enough.
+    """
+    seed = [training.seed, _INIT]
+    n_features = batches.embeddings.shape[1]
+    if init == "random":
+        return random_directions(n_atoms, n_features, dtype, seed)
+    # More rows than atoms, and from as many batches as hold them: zero rows and repeated tokens are passed over.
+    n_rows, chunks = 0, []
+    for number in range(batches.n_batches):
+        if n_rows < n_atoms:
+            n_rows += batches.size(number)
+            chunks += batches.read(number)
+    chosen = np.random.default_rng(seed).permutation(n_rows)[: 2 * n_atoms]
+    rows = _rows_of_chunks(chunks, chosen).astype(dtype)
+    if training.mean is not None:
+        rows -= training.mean
+    return complete_directions(rows, n_atoms, seed)
+
+
+def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:
+    """The chosen rows of the chunks one below the other; only they leave the workers."""
+    persisted = dask.persist(*chunks)
+    ends = np.cumsum(dask.compute(*[task(len, chunk) for chunk in persisted]))
+    home = np.searchsorted(ends, chosen, side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    wanted = [np.flatnonzero(home == chunk) for chunk in range(len(ends))]
+    taken = dask.compute(
+        *[task(_take_rows, rows, chosen[places] - start) for rows, places, start in zip(persisted, wanted, starts, strict=True)]
+    )
+    return np.concatenate(taken)[np.argsort(np.concatenate(wanted))]
+
+
+def _take_rows(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    return rows[chosen]
+
+
+def embeddings_mean(embeddings: da.Array, dtype: np.dtype) -> np.ndarray:
+    """Mean of each feature over all rows, in one pass: (d,) floats."""
+    return embeddings.mean(axis=0, dtype=np.float64).compute().astype(dtype)
