@@ -1,6 +1,5 @@
 """Outer batches: which rows of the embeddings each iteration sees, as Dask tasks that read them."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +41,8 @@ class OuterBatches:
     shuffle : "chunks" or None
         Permute chunks, and rows within chunks, anew in every epoch; or storage order.
     seed : int
+    first_iteration : int
+        The iteration that the first epoch begins with.
 
     Examples
     --------
@@ -52,8 +53,14 @@ class OuterBatches:
     """
 
     def __init__(
-        self, embeddings: da.Array, batch_size: int, shuffle: Literal["chunks"] | None, seed: int
+        self,
+        embeddings: da.Array,
+        batch_size: int,
+        shuffle: Literal["chunks"] | None,
+        seed: int,
+        first_iteration: int = 0,
     ) -> None:
+        self.first_iteration = first_iteration
         self.embeddings = embeddings
         self.shuffle = shuffle
         self.seed = seed
@@ -74,7 +81,7 @@ class OuterBatches:
         ValueError
             When computed, if a row is not finite: names the chunk and the row.
         """
-        epoch = iteration // self.n_batches
+        epoch = (iteration - self.first_iteration) // self.n_batches
         order = np.arange(len(self._sizes))
         if self.shuffle == "chunks":
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
@@ -86,7 +93,7 @@ class OuterBatches:
 
     def _bounds(self, iteration: int) -> tuple[int, int]:
         """Positions in the epoch's row order at which the batch begins and ends."""
-        number, n_rows = iteration % self.n_batches, len(self.embeddings)
+        number, n_rows = (iteration - self.first_iteration) % self.n_batches, len(self.embeddings)
         return n_rows * number // self.n_batches, n_rows * (number + 1) // self.n_batches
 
     def _segments(self, first: int, last: int, order: np.ndarray, epoch: int) -> list[Segment]:
@@ -104,8 +111,8 @@ class OuterBatches:
         return segments
 
 
-def read_in_order(embeddings: da.Array) -> list[Any]:
-    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last.
+def read_in_order(embeddings: da.Array) -> list[tuple[int, Any]]:
+    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last; beside each its rows.
 
     Raises
     ------
@@ -115,7 +122,8 @@ def read_in_order(embeddings: da.Array) -> list[Any]:
     rows = OuterBatches(embeddings, len(embeddings), None, seed=0)
     bounds = [*range(0, len(embeddings), ROWS_PER_TASK), len(embeddings)]
     order = np.arange(embeddings.numblocks[0])
-    return _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)])
+    tasks = _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)])
+    return list(zip(np.diff(bounds).tolist(), tasks, strict=True))
 
 
 def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]:
@@ -125,14 +133,19 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]
     return [task(_read_rows, [blocks[segment.chunk] for segment in piece], piece) for piece in pieces]
 
 
-def _read_rows(blocks: list[np.ndarray], segments: Sequence[Segment]) -> np.ndarray:
-    parts = [block[segment.rows] for block, segment in zip(blocks, segments, strict=True)]
-    for part, segment in zip(parts, segments, strict=True):
-        bad = first_nonfinite_row(part)
-        if bad >= 0:
-            row = segment.first_row + (segment.rows.start + bad if isinstance(segment.rows, slice) else segment.rows[bad])
-            raise ValueError(
-                f"Input Y contains NaN or infinity: row {row} (in chunk {segment.chunk}) is the first of its chunk "
-                "that is not finite. Drop such rows or repair them before the fit."
-            )
+def _read_rows(blocks: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
+    parts = [check_finite(block, segment) for block, segment in zip(blocks, segments, strict=True)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def check_finite(block: np.ndarray, segment: Segment) -> np.ndarray:
+    """The rows of a segment of a chunk, or a ValueError that names the first one that is not finite."""
+    rows = block[segment.rows]
+    bad = first_nonfinite_row(rows)
+    if bad >= 0:
+        place = range(len(block))[segment.rows][bad] if isinstance(segment.rows, slice) else segment.rows[bad]
+        raise ValueError(
+            f"Input Y contains NaN or infinity: row {segment.first_row + place}, in chunk {segment.chunk}, is the "
+            "first found. Drop such rows or repair them."
+        )
+    return rows

@@ -15,8 +15,10 @@ STAGES = ("wait", "read", "gram", "product", "pursuit", "residual", "statistics"
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration. Training figures are those of its batch under the dictionary that it began with; validation
-    figures those of the held-out embeddings under the dictionary that it ended with.
+    """Figures of one iteration.
+
+    Training figures are those of its batch under the dictionary that it began with; validation figures those of the
+    held-out embeddings under the dictionary that it ended with.
     """
 
     iteration: int
@@ -44,16 +46,13 @@ class Iteration:
     """Wall time of the iteration."""
     stage_seconds: np.ndarray = field(metadata={"dims": ("stage",)})
     """Seconds of each of `STAGES`, summed over tasks."""
-    atoms: np.ndarray = field(metadata={"dims": None}, repr=False)
-    """(m, d) floats: the dictionary that it ended with. Not part of the history."""
 
 
 def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
     """The records as a Dataset over `iteration`; empty for none."""
-    kept = [f for f in fields(Iteration) if f.name != "iteration" and f.metadata.get("dims", ()) is not None]
     shapes = {"quantile": len(QUANTILES), "stage": len(STAGES)}
     variables = {}
-    for f in kept:
+    for f in fields(Iteration)[1:]:
         dims = f.metadata.get("dims", ())
         values = np.array([getattr(record, f.name) for record in iterations])
         variables[f.name] = (("iteration", *dims), values.reshape(len(iterations), *(shapes[dim] for dim in dims)))

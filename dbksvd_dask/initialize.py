@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+
 def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
     """The first `count` different directions among the rows.
 

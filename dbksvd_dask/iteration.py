@@ -20,7 +20,6 @@ from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import EncodedChunk, Pursuit, timed
 from dbksvd_dask.metrics import relative_errors
 
-
 _ORDER, _REPLACEMENT = 0, 1  # what a random stream of an iteration is for
 
 
@@ -97,10 +96,7 @@ def iterate(
     """
     all_at_once = update.inner_batch_size is None
     states, statistics, errors, first_passes = zip(
-        *(
-            task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4)
-            for rows in chunks
-        ),
+        *(task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4) for rows in chunks),
         strict=True,
     )
     batch_statistics = tree_sum(statistics)
@@ -128,7 +124,8 @@ def _update_in_inner_batches(
 ) -> Delayed:
     """`AtomVectors` of the new dictionary, inner batch by inner batch (paper, section 4.1)."""
     order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
-    batches = [order[i : i + update.inner_batch_size] for i in range(0, n_atoms, update.inner_batch_size)]
+    size = update.inner_batch_size or n_atoms
+    batches = [order[i : i + size] for i in range(0, n_atoms, size)]
     updated = []
     for batch in batches:
         members = task(_places, batch, n_atoms)
@@ -205,9 +202,7 @@ def _next_direction(basis: list[np.ndarray | AtomVectors], product: AtomVectors)
 
 
 @single_threaded()
-def _new_atoms(
-    basis: list[np.ndarray | AtomVectors], products: list[AtomVectors], old: np.ndarray
-) -> AtomVectors:
+def _new_atoms(basis: list[np.ndarray | AtomVectors], products: list[AtomVectors], old: np.ndarray) -> AtomVectors:
     spent = (vectors.seconds for vectors in [*basis, *products] if isinstance(vectors, AtomVectors))
     seconds = reduce(add_seconds, spent)
     with timed(seconds, "update"):

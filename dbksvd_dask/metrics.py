@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 
 from dbksvd_dask.kernels.cpu import feature_moments, squared_row_norms
+from dbksvd_dask.kernels.gram import gram_panel, panel_starts, raise_coherence
 
 
 @dataclass(frozen=True)
@@ -183,3 +184,27 @@ def atom_usage(indices: np.ndarray, n_atoms: int) -> np.ndarray:
     array([0, 2, 0, 1])
     """
     return np.bincount(indices.ravel() + 1, minlength=n_atoms + 1)[1:]
+
+
+def coherence(atoms: np.ndarray) -> np.ndarray:
+    """The largest ``|⟨d_i, d_j⟩|`` of each unit-norm atom with any other, never forming ``D Dᵀ`` whole.
+
+    Parameters
+    ----------
+    atoms : (m, d) floats
+
+    Returns
+    -------
+    (m,) floats
+        0 for a single atom.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> coherence(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+    array([0.6, 0.8, 0.8])
+    """
+    largest = np.zeros(len(atoms), atoms.dtype)
+    for start in panel_starts(len(atoms)):
+        raise_coherence(largest, gram_panel(atoms, start), start)
+    return largest

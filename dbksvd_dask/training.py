@@ -2,7 +2,7 @@
 
 import contextvars
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -45,8 +45,8 @@ def train(
     first_iteration: int,
     n_iterations: int,
     n_samples_seen: int,
-) -> Iterator[Iteration]:
-    """Iterate, and yield what happened after each iteration, the new dictionary with it.
+) -> Generator[tuple[np.ndarray, Iteration]]:
+    """Iterate, and yield the new dictionary and what happened after each iteration.
 
     The lineage ends with the iteration: the driver holds the dictionary and the number of the iteration, and random
     choices follow from that number and the seed.
@@ -66,7 +66,7 @@ def train(
     last = first_iteration + n_iterations - 1
     n_atoms = len(atoms)
     with single_threaded(), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        held_out = None if validation is None else dask.persist(*read_in_order(validation))
+        held_out = None if validation is None else _read_now(validation)
         upcoming = _persist_ahead(reader, batches, first_iteration)
         for iteration in range(first_iteration, last + 1):
             start = perf_counter()
@@ -87,11 +87,18 @@ def train(
             del chunks, dictionary, tasks
             n_samples_seen += batch.errors.n_samples
             seconds = reduce(add_seconds, [{"wait": wait}, batch.seconds, update_seconds, gram_seconds])
-            record = _record(iteration, n_samples_seen, batch, validated, coherence, seconds, perf_counter() - start, atoms)
+            record = _record(iteration, n_samples_seen, batch, validated, coherence, seconds, perf_counter() - start)
             logger.info(
                 "iteration %d: relative error %.4f, %.2f s", iteration, record.train_relative_error, record.seconds
             )
-            yield record
+            yield atoms, record
+
+
+def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
+    """All rows, where the tasks run; a row that is not finite is an error here."""
+    chunks = dask.persist(*(rows for _, rows in read_in_order(embeddings)))
+    dask.compute([task(len, chunk) for chunk in chunks])
+    return chunks
 
 
 def _persist_ahead(reader: ThreadPoolExecutor, batches: OuterBatches, iteration: int) -> Future:
@@ -108,7 +115,6 @@ def _record(
     coherence: np.ndarray,
     stage_seconds: dict[str, float],
     seconds: float,
-    atoms: np.ndarray,
 ) -> Iteration:
     validation = (np.nan,) * 4
     if validated is not None:
@@ -123,7 +129,6 @@ def _record(
         coherence=np.quantile(coherence, QUANTILES),
         seconds=seconds,
         stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
-        atoms=atoms,
     )
 
 
@@ -172,9 +177,8 @@ def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:
     home = np.searchsorted(ends, chosen, side="right")
     starts = np.concatenate([[0], ends[:-1]])
     wanted = [np.flatnonzero(home == chunk) for chunk in range(len(ends))]
-    taken = dask.compute(
-        *[task(_take_rows, rows, chosen[places] - start) for rows, places, start in zip(persisted, wanted, starts, strict=True)]
-    )
+    per_chunk = zip(persisted, wanted, starts, strict=True)
+    taken = dask.compute(*[task(_take_rows, rows, chosen[places] - start) for rows, places, start in per_chunk])
     return np.concatenate(taken)[np.argsort(np.concatenate(wanted))]
 
 

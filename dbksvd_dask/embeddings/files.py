@@ -37,7 +37,7 @@ class StoredArray:
         """Number of dimensions."""
         return len(self.shape)
 
-    def __getitem__(self, index: Any) -> np.ndarray:  # noqa: ANN401 - whatever NumPy takes
+    def __getitem__(self, index: Any) -> np.ndarray:
         """Map the file and take what ``index`` selects, copied only where it is Fortran-ordered or unaligned."""
         mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
         return np.require(np.asarray(mapped[index]), requirements=["C", "A"])

@@ -1,0 +1,1 @@
+"""Numerics on one chunk in memory; imports neither dask nor xarray."""

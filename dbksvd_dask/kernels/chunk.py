@@ -95,6 +95,15 @@ def encode(
     return Codes(indices, values)
 
 
+def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    """``X D`` plus the mean: (n, d) floats."""
+    rows = np.zeros((len(indices), dictionary.shape[1]), dictionary.dtype)
+    if mean is not None:
+        rows += mean
+    cpu.subtract_reconstruction(rows, dictionary, indices, -values)
+    return rows
+
+
 def encode_with_residual(
     rows: np.ndarray, dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
 ) -> Encoding:
@@ -160,9 +169,7 @@ def _pursue_block(
         cpu.orthogonal_matching_pursuit(products, gram, squared_norms, pursuit.rtol, indices, values)
         return np.zeros_like(values)  # least squares: the residual is orthogonal to its atoms
     max_steps = STEPS_PER_NONZERO * pursuit.n_nonzero_coefs
-    cpu.matching_pursuit(
-        products, gram, squared_norms, max_steps, pursuit.rtol, pursuit.nonnegative, indices, values
-    )
+    cpu.matching_pursuit(products, gram, squared_norms, max_steps, pursuit.rtol, pursuit.nonnegative, indices, values)
     residual_products = np.take_along_axis(products, np.maximum(indices, 0), axis=1)
     if pursuit.refit == "lstsq":
         cpu.refit_least_squares(residual_products, gram, indices, values)

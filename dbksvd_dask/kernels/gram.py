@@ -1,21 +1,8 @@
 """The Gram matrix ``G = D Dᵀ`` in panels of rows, and the coherence that stands in it."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 ATOMS_PER_PANEL = 1024
-
-
-class Gram(NamedTuple):
-    """``D Dᵀ`` and the coherence of each atom."""
-
-    products: np.ndarray
-    """(m, m) floats."""
-    coherence: np.ndarray
-    """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other; 0 for a single atom."""
-    seconds: float
-    """Task seconds that it took."""
 
 
 def panel_starts(n_atoms: int) -> range:
@@ -48,8 +35,14 @@ def assemble_gram(panels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         stop = start + panel.shape[0]
         products[start:stop, start:] = panel
         products[stop:, start:stop] = panel[:, stop - start :].T
-        magnitude = np.abs(panel)
-        np.fill_diagonal(magnitude, 0)
-        coherence[start:stop] = np.maximum(coherence[start:stop], magnitude.max(axis=1))
-        coherence[start:] = np.maximum(coherence[start:], magnitude.max(axis=0))
+        raise_coherence(coherence, panel, start)
     return products, coherence
+
+
+def raise_coherence(coherence: np.ndarray, panel: np.ndarray, start: int) -> None:
+    """Raise the coherence of each atom, in place, to the largest entry of the panel that begins at atom `start`."""
+    magnitude = np.abs(panel)
+    np.fill_diagonal(magnitude, 0)
+    stop = start + len(panel)
+    coherence[start:stop] = np.maximum(coherence[start:stop], magnitude.max(axis=1))
+    coherence[start:] = np.maximum(coherence[start:], magnitude.max(axis=0))

@@ -12,10 +12,11 @@ FEATURES_PER_TILE = 128
 
 compiled = njit(nogil=True, cache=True, fastmath={"contract"})
 compiled_sum = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-"""For kernels whose inner loop is a sum: its order is free, so that it vectorises; the same machine code, the same bits."""
+"""For kernels whose inner loop is a sum: its order is left to the compiler, so that it vectorises."""
 
 
 def maximum(a: float, b: float) -> float:
+    """``max(a, b)`` of two numbers that are not NaN, in a form that loops vectorise."""
     return max(a, b)
 
 
@@ -78,7 +79,7 @@ def feature_moments(rows: Any) -> Any:
     return total, squares
 
 
-_EXPONENTS = {
+_EXPONENTS: dict[np.dtype, Any] = {
     np.dtype(np.float16): np.uint16(0x7C00),
     np.dtype(np.float32): np.uint32(0x7F800000),
     np.dtype(np.float64): np.uint64(0x7FF0000000000000),

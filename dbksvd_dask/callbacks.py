@@ -1,0 +1,107 @@
+"""What watches a fit: the callback protocol, and the callbacks that come with it.
+
+A callback is anything that can be called as ``callback(model, iteration)`` after each iteration, with the fitted
+`DBKSVD` and the `Iteration` that has just ended; it may return True to end the fit. One that needs to know when a fit
+begins and ends derives from `Callback`.
+"""
+
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from dbksvd_dask.history import Iteration
+
+
+class Callback:
+    """Does nothing; to derive from."""
+
+    def begin(self, model: Any, n_iterations: int) -> None:
+        """Before the first iteration: the model, with its first dictionary, and how many iterations there will be."""
+
+    def __call__(self, model: Any, iteration: Iteration) -> bool | None:
+        """After each iteration; True ends the fit."""
+
+    def end(self, model: Any) -> None:
+        """After the last iteration, also when the fit was interrupted or has failed."""
+
+
+class StopOnPlateau(Callback):
+    """Ends the fit when the validation error no longer falls.
+
+    Parameters
+    ----------
+    patience : int
+        Iterations in a row that may bring less than `tolerance`.
+    tolerance : float
+        Relative improvement of the best validation error that counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dbksvd_dask import DBKSVD, StopOnPlateau
+    >>> Y = np.random.default_rng(0).standard_normal((200, 8))
+    >>> model = DBKSVD(16, 2, max_iter=100, random_state=0, callbacks=[StopOnPlateau(patience=2)])
+    >>> model.fit(Y[:150], validation=Y[150:]).n_iter_ < 100
+    True
+    """
+
+    def __init__(self, patience: int = 3, tolerance: float = 1e-3) -> None:
+        self.patience = patience
+        self.tolerance = tolerance
+
+    def begin(self, model: Any, n_iterations: int) -> None:
+        """Forget the fit before."""
+        self._best = np.inf
+        self._waited = 0
+
+    def __call__(self, model: Any, iteration: Iteration) -> bool:
+        """True after `patience` iterations without improvement."""
+        error = iteration.validation_relative_error
+        if np.isnan(error):
+            raise ValueError("StopOnPlateau watches the validation error: pass validation=… to fit")
+        improved = error < self._best * (1 - self.tolerance)
+        self._best = min(self._best, error)
+        self._waited = 0 if improved else self._waited + 1
+        return self._waited >= self.patience
+
+
+class TimeBudget(Callback):
+    """Ends the fit with the first iteration that ends after so many seconds.
+
+    Parameters
+    ----------
+    seconds : float
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def begin(self, model: Any, n_iterations: int) -> None:
+        """Start the clock."""
+        self._deadline = monotonic() + self.seconds
+
+    def __call__(self, model: Any, iteration: Iteration) -> bool:
+        """True once the time is up."""
+        return monotonic() >= self._deadline
+
+
+class ProgressBar(Callback):
+    """A progress bar with the figures of the last iteration, in a terminal or a notebook (tqdm)."""
+
+    def begin(self, model: Any, n_iterations: int) -> None:
+        """Show the bar."""
+        self._bar = tqdm(total=n_iterations, unit="iteration")
+
+    def __call__(self, model: Any, iteration: Iteration) -> None:
+        """Advance the bar."""
+        figures = {"error": f"{iteration.train_relative_error:.4f}"}
+        if not np.isnan(iteration.validation_relative_error):
+            figures["validation"] = f"{iteration.validation_relative_error:.4f}"
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
+
+    def end(self, model: Any) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()

@@ -1,0 +1,149 @@
+"""Sparse codes: which atoms each sample uses, and how much of each."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from scipy.sparse import csr_array
+
+from dbksvd_dask.store import open_store, write_store
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes:
+    """Sparse codes of n samples over m atoms, in memory or lazy on Dask.
+
+    Parameters
+    ----------
+    indices : (n, k) int32, NumPy or dask array
+        The atom in each slot; −1 in empty slots, which come last.
+    values : (n, k) floats, NumPy or dask array
+        Its coefficient; 0 in empty slots.
+    n_atoms : int
+        m.
+    coords : mapping, optional
+        Coordinates along "sample", as in `xarray.DataArray.coords`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> codes = SparseCodes(np.array([[2, 0], [1, -1]], np.int32), np.array([[0.5, -1.0], [2.0, 0.0]]), n_atoms=3)
+    >>> codes.to_csr().toarray()
+    array([[-1. ,  0. ,  0.5],
+           [ 0. ,  2. ,  0. ]])
+    """
+
+    indices: np.ndarray | da.Array
+    values: np.ndarray | da.Array
+    n_atoms: int
+    coords: Mapping[str, xr.DataArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the two arrays go together."""
+        if self.indices.ndim != 2 or self.indices.shape != self.values.shape:
+            raise ValueError(
+                f"indices {self.indices.shape} and values {self.values.shape} must both be (samples, slots)"
+            )
+        if self.indices.dtype.kind not in "iu" or self.values.dtype.kind != "f":
+            raise TypeError(
+                f"indices must be integers and values floats, not {self.indices.dtype} and {self.values.dtype}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, m): samples and atoms."""
+        return self.indices.shape[0], self.n_atoms
+
+    @property
+    def n_nonzero_coefs(self) -> int:
+        """k: slots of a sample."""
+        return self.indices.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the coefficients."""
+        return self.values.dtype
+
+    def __repr__(self) -> str:
+        """One line: shape, slots, dtype, lazy or not."""
+        state = f"lazy, {self.indices.numblocks[0]} chunks" if isinstance(self.indices, da.Array) else "in memory"
+        samples, atoms = self.shape
+        return (
+            f"<SparseCodes: {samples} samples x {atoms} atoms, "
+            f"at most {self.n_nonzero_coefs} nonzero, {self.dtype}, {state}>"
+        )
+
+    def compute(self) -> Self:
+        """The same codes in memory."""
+        indices, values = dask.compute(self.indices, self.values)
+        return replace(self, indices=indices, values=values)
+
+    def to_csr(self) -> csr_array:
+        """The codes X as an (n, m) SciPy matrix, in memory."""
+        codes = self.compute()
+        used = codes.indices >= 0
+        ends = np.concatenate([[0], np.cumsum(np.count_nonzero(used, axis=1))])
+        matrix = csr_array((codes.values[used], codes.indices[used], ends), shape=self.shape)
+        matrix.sort_indices()
+        return matrix
+
+    def to_xarray(self) -> xr.Dataset:
+        """Variables `indices` and `values` over (sample, slot), with the coordinates of the samples."""
+        return xr.Dataset(
+            {"indices": (("sample", "slot"), self.indices), "values": (("sample", "slot"), self.values)},
+            coords=self.coords,
+            attrs={"n_atoms": self.n_atoms},
+        )
+
+    def to_zarr(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the codes as a zarr store, chunk by chunk: they are never whole in memory.
+
+        Under `path` there is in the end the whole store or what was there before.
+
+        Parameters
+        ----------
+        path : path
+            Local folder.
+        overwrite : bool
+            Replace codes that are there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is something at `path` that may not be replaced.
+        """
+        write_store(self.to_xarray(), path, "codes", overwrite=overwrite)
+
+
+def open_codes(path: str | os.PathLike[str]) -> SparseCodes:
+    """Open codes that `SparseCodes.to_zarr` has written, lazily.
+
+    Parameters
+    ----------
+    path : path
+        Local folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    ValueError
+        If it is not a complete store of codes.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> codes = SparseCodes(np.array([[2, 0]], np.int32), np.array([[0.5, -1.0]]), n_atoms=3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     codes.to_zarr(f"{folder}/codes.zarr")
+    ...     open_codes(f"{folder}/codes.zarr")
+    <SparseCodes: 1 samples x 3 atoms, at most 2 nonzero, float64, lazy, 1 chunks>
+    """
+    dataset = open_store(path, "codes")
+    coords = {str(name): coord for name, coord in dataset.coords.items()}
+    return SparseCodes(dataset.indices.data, dataset["values"].data, dataset.attrs["n_atoms"], coords)

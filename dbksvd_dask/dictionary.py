@@ -1,0 +1,318 @@
+"""A learned dictionary: its atoms and where they come from; encodes, decodes, and keeps itself as zarr."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.delayed import delayed
+from scipy.sparse import csr_array, issparse
+
+from dbksvd_dask import metrics
+from dbksvd_dask.batches import read_in_order
+from dbksvd_dask.codes import SparseCodes
+from dbksvd_dask.embeddings import open_embeddings
+from dbksvd_dask.embeddings.opening import Source
+from dbksvd_dask.encoding import encode_chunk, share_dictionary, task
+from dbksvd_dask.kernels.chunk import Pursuit, reconstruct
+from dbksvd_dask.store import open_store, write_store
+
+UNIT_NORM_TOLERANCE = 1e-3
+
+
+class Dictionary:
+    """Unit-norm atoms over d features, with what is needed to encode by them.
+
+    Parameters
+    ----------
+    atoms : (m, d) floats
+        Unit rows. float16 becomes float32.
+    n_nonzero_coefs : int, optional
+        k that `encode` uses by default.
+    mean : (d,) floats, optional
+        Taken from embeddings before they are encoded, and given back when codes are decoded.
+    encoder : "mp" or "omp"
+        Pursuit that `encode` uses by default, and so with the next two.
+    nonnegative : bool
+    rtol : float
+    history : xarray.Dataset, optional
+        How the fit went, over "iteration".
+    provenance : mapping, optional
+        Where the dictionary comes from: parameters, versions, data. JSON values.
+
+    Raises
+    ------
+    TypeError
+        If the atoms are not floating.
+    ValueError
+        If the atoms are not two-dimensional, finite and of unit norm, or the other parameters do not fit them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> D = Dictionary(np.eye(3, dtype="float32"), n_nonzero_coefs=2)
+    >>> codes = D.encode(np.array([[3.0, 0.0, -4.0]], dtype="float32"))
+    >>> codes.indices, codes.values
+    (array([[2, 0]], dtype=int32), array([[-4.,  3.]], dtype=float32))
+    >>> D.decode(codes)
+    array([[ 3.,  0., -4.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        atoms: np.ndarray,
+        n_nonzero_coefs: int | None = None,
+        *,
+        mean: np.ndarray | None = None,
+        encoder: Literal["mp", "omp"] = "mp",
+        nonnegative: bool = False,
+        rtol: float = 0.0,
+        history: xr.Dataset | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.atoms = check_atoms(atoms, "atoms")
+        if mean is not None and np.shape(mean) != (self.n_features,):
+            raise ValueError(f"mean has shape {np.shape(mean)}: the atoms have {self.n_features} features")
+        self.mean = None if mean is None else np.asarray(mean, dtype=self.atoms.dtype)
+        self.n_nonzero_coefs = n_nonzero_coefs
+        self.encoder = encoder
+        self.nonnegative = nonnegative
+        self.rtol = rtol
+        self.history = xr.Dataset() if history is None else history
+        self.provenance = dict(provenance or {})
+
+    @property
+    def n_atoms(self) -> int:
+        """M."""
+        return self.atoms.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return self.atoms.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the atoms, and of what is computed with them."""
+        return self.atoms.dtype
+
+    def __repr__(self) -> str:
+        """One line: atoms, features, dtype, k."""
+        k = "" if self.n_nonzero_coefs is None else f", k={self.n_nonzero_coefs}"
+        return f"<Dictionary: {self.n_atoms} atoms x {self.n_features} features, {self.dtype}{k}>"
+
+    def encode(
+        self,
+        Y: Source,
+        n_nonzero_coefs: int | None = None,
+        *,
+        encoder: Literal["mp", "omp"] | None = None,
+        nonnegative: bool | None = None,
+        rtol: float | None = None,
+        refit: Literal["none", "lstsq"] = "none",
+    ) -> SparseCodes:
+        """Sparse codes of embeddings.
+
+        Parameters
+        ----------
+        Y : (n, d) embeddings
+            Whatever `open_embeddings` takes.
+        n_nonzero_coefs : int, optional
+            k, the most atoms a sample may use; any number up to m. The dictionary's own by default, as are the next
+            three.
+        encoder : "mp" or "omp", optional
+            Matching pursuit or orthogonal matching pursuit.
+        nonnegative : bool, optional
+            Positive coefficients only.
+        rtol : float, optional
+            Ends a sample at ``‖r‖ ≤ rtol ‖y‖``.
+        refit : "none" or "lstsq"
+            ``"lstsq"``: least-squares coefficients on the support that the pursuit found.
+
+        Returns
+        -------
+        SparseCodes
+            In memory for a NumPy array; else lazy, on Dask. Zero rows get empty codes.
+
+        Raises
+        ------
+        ValueError
+            If Y has another number of features, or a parameter is out of range; for rows that are not finite, when
+            the codes are computed.
+        """
+        embeddings = open_embeddings(Y)
+        if embeddings.shape[1] != self.n_features:
+            raise ValueError(f"Y has {embeddings.shape[1]} features, but the atoms have {self.n_features}")
+        pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
+        # Inside the graph rather than sent ahead: the codes may be computed any time later, by any scheduler.
+        shared = share_dictionary(delayed(self.atoms, pure=False, traverse=False), self.mean, self.n_atoms)
+        parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
+        k = pursuit.n_nonzero_coefs
+        codes = SparseCodes(
+            da.concatenate([da.from_delayed(indices, (n_rows, k), np.int32) for n_rows, (indices, _) in parts]),
+            da.concatenate([da.from_delayed(values, (n_rows, k), self.dtype) for n_rows, (_, values) in parts]),
+            self.n_atoms,
+            {str(name): coord for name, coord in embeddings.coords.items() if coord.dims == ("sample",)},
+        )
+        return codes.compute() if isinstance(Y, np.ndarray) else codes
+
+    def _pursuit(
+        self,
+        n_nonzero_coefs: int | None,
+        encoder: Literal["mp", "omp"] | None,
+        nonnegative: bool | None,
+        rtol: float | None,
+        refit: Literal["none", "lstsq"],
+    ) -> Pursuit:
+        k = self.n_nonzero_coefs if n_nonzero_coefs is None else n_nonzero_coefs
+        if k is None:
+            raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs to encode")
+        if not 1 <= k <= self.n_atoms:
+            raise ValueError(f"n_nonzero_coefs={k} must be between 1 and the number of atoms, {self.n_atoms}")
+        return Pursuit(
+            int(k),
+            encoder=self.encoder if encoder is None else encoder,
+            nonnegative=self.nonnegative if nonnegative is None else nonnegative,
+            rtol=self.rtol if rtol is None else rtol,
+            refit=refit,
+        )
+
+    def decode(self, codes: SparseCodes | csr_array | np.ndarray) -> np.ndarray | xr.DataArray:
+        """Reconstruct embeddings from their codes: ``X D``, plus the mean where there is one.
+
+        Parameters
+        ----------
+        codes : SparseCodes, or (n, m) SciPy matrix or array
+
+        Returns
+        -------
+        (n, d) floats
+            A NumPy array; for lazy codes a lazy xarray.DataArray over (sample, feature).
+
+        Raises
+        ------
+        ValueError
+            If the codes are of another number of atoms.
+        """
+        if codes.shape[1] != self.n_atoms:
+            raise ValueError(f"the codes are over {codes.shape[1]} atoms, but the dictionary has {self.n_atoms}")
+        if not isinstance(codes, SparseCodes):
+            matrix = codes if issparse(codes) else np.asarray(codes)
+            return np.asarray(matrix @ self.atoms, dtype=self.dtype) + (0 if self.mean is None else self.mean)
+        if not isinstance(codes.indices, da.Array):
+            return reconstruct(codes.indices, codes.values, self.atoms, self.mean)
+        atoms = delayed(self.atoms, pure=False, traverse=False)
+        values = da.asarray(codes.values).rechunk(codes.indices.chunks)
+        parts = [
+            da.from_delayed(task(reconstruct, *pair, atoms, self.mean), (n_rows, self.n_features), self.dtype)
+            for n_rows, *pair in zip(
+                values.chunks[0], codes.indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True
+            )
+        ]
+        return xr.DataArray(da.concatenate(parts), dims=("sample", "feature"), coords=codes.coords)
+
+    def coherence(self) -> np.ndarray:
+        """The largest ``|cos|`` of each atom with any other: (m,) floats, 0 for a single atom."""
+        return metrics.coherence(self.atoms)
+
+    def to_xarray(self) -> xr.Dataset:
+        """Variables `atoms` over (atom, feature), `mean` where there is one, and the history over iteration."""
+        dataset = self.history.assign(atoms=(("atom", "feature"), self.atoms))
+        if self.mean is not None:
+            dataset = dataset.assign(mean=("feature", self.mean))
+        return dataset.assign_attrs(
+            n_nonzero_coefs=-1 if self.n_nonzero_coefs is None else int(self.n_nonzero_coefs),
+            encoder=self.encoder,
+            nonnegative=int(self.nonnegative),
+            rtol=float(self.rtol),
+            provenance=json.dumps(self.provenance),
+        )
+
+    def to_zarr(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the dictionary as a zarr store, which plain `xarray.open_zarr` opens.
+
+        Under `path` there is in the end the whole store or what was there before.
+
+        Parameters
+        ----------
+        path : path
+            Local folder.
+        overwrite : bool
+            Replace a dictionary that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If there is something at `path` that may not be replaced.
+        """
+        write_store(self.to_xarray(), path, "dictionary", overwrite=overwrite)
+
+
+def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
+    """Open a dictionary that `Dictionary.to_zarr` has written.
+
+    Parameters
+    ----------
+    path : path
+        Local folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    ValueError
+        If it is not a complete store of a dictionary.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Dictionary(np.eye(2), n_nonzero_coefs=1).to_zarr(f"{folder}/dictionary.zarr")
+    ...     open_dictionary(f"{folder}/dictionary.zarr")
+    <Dictionary: 2 atoms x 2 features, float64, k=1>
+    """
+    dataset = open_store(path, "dictionary").load()
+    k = dataset.attrs["n_nonzero_coefs"]
+    history = dataset.drop_vars(["atoms", "mean"], errors="ignore")
+    history.attrs = {}
+    return Dictionary(
+        dataset.atoms.values,
+        None if k < 0 else k,
+        mean=dataset["mean"].values if "mean" in dataset.data_vars else None,
+        encoder=dataset.attrs["encoder"],
+        nonnegative=bool(dataset.attrs["nonnegative"]),
+        rtol=dataset.attrs["rtol"],
+        history=history,
+        provenance=json.loads(dataset.attrs["provenance"]),
+    )
+
+
+def check_atoms(atoms: np.ndarray, name: str) -> np.ndarray:
+    """(m, d) floats of at least float32, finite, with rows of norm 1 to rounding; or an error that calls them `name`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_atoms(np.array([[3.0, 4.0]]), "init")
+    Traceback (most recent call last):
+    ...
+    ValueError: init row 0 has norm 5: atoms have unit norm; divide each row by its norm
+    """
+    array = np.asarray(atoms)
+    if array.dtype.kind != "f":
+        raise TypeError(f'{name} has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}: atoms are two-dimensional, (atoms, features), and not empty")
+    array = np.ascontiguousarray(array, dtype=np.result_type(array.dtype.newbyteorder("="), np.float32))
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} row {np.flatnonzero(~np.isfinite(array).all(axis=1))[0]} is not finite")
+    norms = np.linalg.norm(array, axis=1)
+    wrong = np.flatnonzero(np.abs(norms - 1) > UNIT_NORM_TOLERANCE)
+    if wrong.size:
+        raise ValueError(
+            f"{name} row {wrong[0]} has norm {norms[wrong[0]]:.4g}: atoms have unit norm; divide each row by its norm"
+        )
+    return array

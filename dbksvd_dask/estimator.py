@@ -1,0 +1,436 @@
+"""DBKSVD: the estimator, by scikit-learn's conventions."""
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self
+
+import dask.array as da
+import llvmlite.binding
+import numpy as np
+import xarray as xr
+from scipy.sparse import csr_array
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from dbksvd_dask.batches import OuterBatches, Segment, check_finite, read_in_order
+from dbksvd_dask.callbacks import Callback
+from dbksvd_dask.codes import SparseCodes
+from dbksvd_dask.dictionary import Dictionary, check_atoms
+from dbksvd_dask.embeddings import open_embeddings
+from dbksvd_dask.embeddings.opening import Source
+from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
+from dbksvd_dask.history import Iteration, history_dataset
+from dbksvd_dask.iteration import Update
+from dbksvd_dask.kernels.chunk import Pursuit
+from dbksvd_dask.training import Training, embeddings_mean, first_atoms, train
+
+
+class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Sparse dictionary learning by Double-Batch K-SVD.
+
+    Finds unit-norm atoms D and codes X of at most k nonzero coefficients a sample so that ``Y ≈ X D``, by turns: sparse
+    encoding of an outer batch of samples by matching pursuit, and rank-1 updates of the atoms, an inner batch of them
+    at a time [1]_. Each iteration is one Dask graph, computed by whatever scheduler is active: threads of this process,
+    or a `distributed.Client`.
+
+    Parameters
+    ----------
+    n_components : int
+        m, the number of atoms.
+    n_nonzero_coefs : int
+        k, the most atoms a sample may use.
+    batch_size : int, default 65536
+        Most samples of an outer batch: those that one iteration sees.
+    max_iter : int, default 40
+        Iterations; each goes on in the data where the one before left off.
+    inner_batch_size : int or None, default None
+        Atoms updated simultaneously; None for all of them, which needs the least communication.
+    n_passes : int, default 2
+        Passes over the residual that the update of an inner batch takes.
+    solver : {"lanczos", "power"}, default "lanczos"
+        What is made of the passes: the best vector of the Krylov space, or plain power iteration.
+    init : {"samples", "random"} or (n_components, d) array, default "samples"
+        The first dictionary: rows of the first outer batch, uniformly random directions, or unit-norm atoms.
+    center : bool, default False
+        Take the mean of the embeddings from each sample first. It costs one more pass over the data.
+    replace_unused : {"residual", "random"} or None, default "residual"
+        What becomes of atoms that no sample of an outer batch uses: residual directions of the worst-reconstructed
+        samples, random directions, or nothing.
+    encoder : {"mp", "omp"}, default "mp"
+        Matching pursuit, or orthogonal matching pursuit.
+    nonnegative : bool, default False
+        Positive coefficients only; with ``encoder="mp"``.
+    rtol : float, default 0.0
+        A sample is done when its residual is down to this fraction of its norm.
+    dtype : {"float32", "float64"} or None, default None
+        Precision of the computation; None for that of the embeddings, but at least float32.
+    shuffle : {"chunks"} or None, default None
+        Permute chunks, and rows within chunks, anew in every epoch; or walk through them in storage order.
+    random_state : int, RandomState or None, default None
+        Seed. The same seed and the same data in the same chunks give the same bits, on any number of workers.
+    callbacks : sequence of callables, default ()
+        Called after each iteration; see `dbksvd_dask.callbacks`.
+
+    Attributes
+    ----------
+    components_ : (n_components, d) ndarray
+        The atoms, unit rows, in the precision of the computation.
+    dictionary_ : Dictionary
+        The atoms with their provenance: encodes, decodes, keeps itself as zarr.
+    history_ : xarray.Dataset
+        What happened at each iteration; the variables are those of `dbksvd_dask.history.Iteration`.
+    mean_ : (d,) ndarray or None
+        The mean that was taken from the samples.
+    n_iter_ : int
+        Iterations so far.
+    n_features_in_ : int
+        d.
+    stopped_by_ : str
+        Why the last fit ended: "max_iter", "interrupt", or the name of a callback.
+
+    References
+    ----------
+    .. [1] Valentin, Katz, Vanhoucke, Kochenderfer, "DB-KSVD: Scalable Alternating Optimization for Disentangling
+       High-Dimensional Embedding Spaces", arXiv 2505.18441.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dbksvd_dask import DBKSVD
+    >>> rng = np.random.default_rng(0)
+    >>> Y = rng.standard_normal((500, 3)) @ rng.standard_normal((3, 8))
+    >>> model = DBKSVD(n_components=12, n_nonzero_coefs=3, max_iter=5, random_state=0).fit(Y)
+    >>> model.components_.shape
+    (12, 8)
+    >>> bool(model.score(Y) > 0.9)
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "n_nonzero_coefs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "inner_batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "n_passes": [Interval(Integral, 1, None, closed="left")],
+        "solver": [StrOptions({"lanczos", "power"})],
+        "init": [StrOptions({"samples", "random"}), "array-like"],
+        "center": ["boolean"],
+        "replace_unused": [StrOptions({"residual", "random"}), None],
+        "encoder": [StrOptions({"mp", "omp"})],
+        "nonnegative": ["boolean"],
+        "rtol": [Interval(Real, 0, 1, closed="left")],
+        "dtype": [StrOptions({"float32", "float64"}), type, np.dtype, None],
+        "shuffle": [StrOptions({"chunks"}), None],
+        "random_state": ["random_state"],
+        "callbacks": [list, tuple],
+    }
+
+    def __init__(
+        self,
+        n_components: int,
+        n_nonzero_coefs: int,
+        *,
+        batch_size: int = 65536,
+        max_iter: int = 40,
+        inner_batch_size: int | None = None,
+        n_passes: int = 2,
+        solver: Literal["lanczos", "power"] = "lanczos",
+        init: Literal["samples", "random"] | np.ndarray = "samples",
+        center: bool = False,
+        replace_unused: Literal["residual", "random"] | None = "residual",
+        encoder: Literal["mp", "omp"] = "mp",
+        nonnegative: bool = False,
+        rtol: float = 0.0,
+        dtype: Any = None,
+        shuffle: Literal["chunks"] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        callbacks: Sequence[Callable] = (),
+    ) -> None:
+        self.n_components = n_components
+        self.n_nonzero_coefs = n_nonzero_coefs
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.inner_batch_size = inner_batch_size
+        self.n_passes = n_passes
+        self.solver = solver
+        self.init = init
+        self.center = center
+        self.replace_unused = replace_unused
+        self.encoder = encoder
+        self.nonnegative = nonnegative
+        self.rtol = rtol
+        self.dtype = dtype
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.callbacks = callbacks
+
+    def fit(self, Y: Source, y: None = None, *, validation: Source | None = None) -> Self:
+        """Learn a dictionary.
+
+        Kernel → Interrupt (Ctrl-C) after the first iteration ends the fit; the model is then fitted and usable.
+
+        Parameters
+        ----------
+        Y : (n, d) embeddings
+            A NumPy array (or what scikit-learn takes for one), a dask array, an xarray.DataArray or Dataset, or the
+            path of a zarr store, ``.npy``, ``.npz`` or ``.safetensors``: whatever `open_embeddings` takes.
+        y : None
+            Ignored; scikit-learn's pipelines pass it.
+        validation : (n, d) embeddings, optional
+            Held-out embeddings whose error is in the history of each iteration. They are kept in memory.
+
+        Returns
+        -------
+        DBKSVD
+            Itself.
+
+        Raises
+        ------
+        TypeError
+            If the embeddings are not floating.
+        ValueError
+            If they are empty, have fewer samples than there are atoms, or hold a row that is not finite; if the
+            validation embeddings have another number of features; or if a parameter does not fit.
+        """
+        if y is not None and np.ndim(y) == 2:
+            raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
+        self._validate_params()
+        embeddings = self._open(Y, reset=True)
+        held_out = None if validation is None else self._open(validation, reset=False, name="validation")
+        self._check_sizes(embeddings)
+        self._begin(embeddings)
+        batches = self._batches(embeddings)
+        self.components_ = self._first_atoms(batches)
+        self._train(batches, held_out, self.max_iter)
+        return self
+
+    def partial_fit(self, Y: Source, y: None = None) -> Self:
+        """Go on learning: one pass over Y in outer batches. The first call begins as `fit` does.
+
+        Parameters
+        ----------
+        Y : (n, d) embeddings
+            As in `fit`.
+        y : None
+            Ignored.
+        """
+        self._validate_params()
+        fitted = hasattr(self, "components_")
+        embeddings = self._open(Y, reset=not fitted)
+        if not fitted:
+            self._check_sizes(embeddings)
+            self._begin(embeddings)
+        batches = self._batches(embeddings)
+        if not fitted:
+            self.components_ = self._first_atoms(batches)
+        self._train(batches, None, batches.n_batches)
+        return self
+
+    def transform(self, Y: Source) -> csr_array | SparseCodes:
+        """Sparse codes of embeddings.
+
+        Parameters
+        ----------
+        Y : (n, d) embeddings
+            As in `fit`.
+
+        Returns
+        -------
+        (n, n_components) scipy.sparse.csr_array
+            For an array in memory; for dask arrays, xarray objects and paths lazy `SparseCodes`.
+        """
+        check_is_fitted(self)
+        embeddings = self._open(Y, reset=False)
+        codes = self.dictionary_.encode(embeddings)
+        return codes if _is_lazy(Y) else codes.to_csr()
+
+    def inverse_transform(self, X: SparseCodes | csr_array | np.ndarray) -> np.ndarray | xr.DataArray:
+        """Reconstruct embeddings from their codes; see `Dictionary.decode`.
+
+        Parameters
+        ----------
+        X : (n, n_components) codes
+            `SparseCodes`, or a SciPy matrix or array.
+        """
+        check_is_fitted(self)
+        return self.dictionary_.decode(X)
+
+    def score(self, Y: Source, y: None = None) -> float:
+        """Variance explained, ``1 − Σ‖y − x D‖² / Σ‖y − ȳ‖²``: 1 is perfect.
+
+        Parameters
+        ----------
+        Y : (n, d) embeddings
+            As in `fit`.
+        y : None
+            Ignored.
+        """
+        check_is_fitted(self)
+        embeddings = self._open(Y, reset=False)
+        shared = share_dictionary(self.components_, self.mean_, len(self.components_))
+        chunks = [rows for _, rows in read_in_order(embeddings.data)]
+        return evaluate_chunks(chunks, shared, self._pursuit).compute().errors.variance_explained
+
+    @property
+    def dictionary_(self) -> Dictionary:
+        """The atoms with their history and provenance."""
+        check_is_fitted(self)
+        return Dictionary(
+            self.components_,
+            self.n_nonzero_coefs,
+            mean=self.mean_,
+            encoder=self.encoder,
+            nonnegative=self.nonnegative,
+            rtol=self.rtol,
+            history=self.history_,
+            provenance=self._provenance,
+        )
+
+    @property
+    def history_(self) -> xr.Dataset:
+        """What happened at each iteration."""
+        check_is_fitted(self)
+        return history_dataset(self._iterations)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.components_.shape[0]
+
+    @property
+    def _pursuit(self) -> Pursuit:
+        return Pursuit(int(self.n_nonzero_coefs), self.encoder, bool(self.nonnegative), float(self.rtol))
+
+    def _open(self, Y: Source, *, reset: bool, name: str = "Y") -> xr.DataArray:
+        """The embeddings as a lazy DataArray, checked against the number of features."""
+        if _is_lazy(Y):
+            embeddings = open_embeddings(Y)
+            if reset:
+                self.n_features_in_ = embeddings.shape[1]
+            elif embeddings.shape[1] != self.n_features_in_:
+                raise ValueError(
+                    f"{name} has {embeddings.shape[1]} features, but DBKSVD is expecting {self.n_features_in_} features"
+                )
+            return embeddings
+        rows = validate_data(self, Y, reset=reset, dtype=None, ensure_all_finite=False)
+        embeddings = open_embeddings(rows)
+        # What is in memory is checked before any work; what is read later, when it is read.
+        starts = np.cumsum([0, *embeddings.data.chunks[0]])
+        for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
+            check_finite(rows, Segment(chunk, 0, slice(start, stop)))
+        return embeddings
+
+    def _check_sizes(self, embeddings: xr.DataArray) -> None:
+        if len(embeddings) < self.n_components:
+            raise ValueError(
+                f"n_samples={len(embeddings)} is smaller than n_components={self.n_components}: "
+                "pass more samples, or ask for fewer atoms"
+            )
+        if self.n_nonzero_coefs > self.n_components:
+            raise ValueError(f"n_nonzero_coefs={self.n_nonzero_coefs} exceeds n_components={self.n_components}")
+        if self.nonnegative and self.encoder == "omp":
+            raise ValueError('nonnegative=True needs encoder="mp": least-squares coefficients may be negative')
+        for callback in self.callbacks:
+            if not callable(callback):
+                raise TypeError(f"callback {callback!r} cannot be called: pass callables (model, iteration)")
+
+    def _begin(self, embeddings: xr.DataArray) -> None:
+        """Forget what was learned before, and set what stays the same while iterating."""
+        dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
+        self._dtype = np.result_type(dtype, np.float32)
+        self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self._iterations: list[Iteration] = []
+        self.n_iter_ = 0
+        self.mean_ = embeddings_mean(embeddings.data, self._dtype) if self.center else None
+
+    @property
+    def _training(self) -> Training:
+        update = Update(
+            None if self.inner_batch_size is None else int(self.inner_batch_size),
+            int(self.n_passes),
+            self.solver,
+            self.replace_unused,
+        )
+        return Training(self._pursuit, update, self.mean_, self._seed)
+
+    def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
+        return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
+
+    def _first_atoms(self, batches: OuterBatches) -> np.ndarray:
+        if isinstance(self.init, str):
+            return first_atoms(batches, int(self.n_components), self.init, self._dtype, self._training)
+        atoms = check_atoms(self.init, "init").astype(self._dtype)
+        shape = (self.n_components, self.n_features_in_)
+        if atoms.shape != shape:
+            raise ValueError(f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}")
+        # The Gram matrix of the shorter side: its eigenvalues are the squared singular values.
+        wide = (atoms.T @ atoms if shape[0] > shape[1] else atoms @ atoms.T).astype(np.float64)
+        rank = np.linalg.matrix_rank(wide, hermitian=True, tol=min(shape) * np.finfo(self._dtype).eps * wide.trace())
+        if rank < min(shape):
+            raise ValueError(
+                f"init has rank {rank}, but {shape[0]} atoms over {shape[1]} features should have {min(shape)}: "
+                "some of its atoms depend on the others"
+            )
+        return atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
+
+    def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int) -> None:
+        held_out = None if validation is None else validation.data
+        seen = self._iterations[-1].n_samples_seen if self._iterations else 0
+        iterations = train(batches, held_out, self._training, self.components_, self.n_iter_, n_iterations, seen)
+        self.stopped_by_ = "max_iter"
+        with ExitStack() as stack:
+            stack.enter_context(closing(iterations))
+            for callback in self.callbacks:
+                if isinstance(callback, Callback):
+                    callback.begin(self, n_iterations)
+                    stack.callback(callback.end, self)
+            try:
+                for atoms, iteration in iterations:
+                    self.components_ = atoms
+                    self._iterations.append(iteration)
+                    self.n_iter_ += 1
+                    asking = [callback for callback in self.callbacks if callback(self, iteration)]
+                    if asking:
+                        self.stopped_by_ = getattr(asking[0], "__name__", type(asking[0]).__name__)
+                        break
+            except KeyboardInterrupt:
+                if not self._iterations:
+                    raise
+                self.stopped_by_ = "interrupt"
+
+    @property
+    def _provenance(self) -> dict[str, Any]:
+        parameters = self.get_params(deep=False)
+        del parameters["callbacks"]
+        return {
+            "parameters": {
+                name: value if isinstance(value, str | int | float | None) else str(type(value).__name__)
+                for name, value in parameters.items()
+            },
+            "seed": self._seed,
+            "n_iter": self.n_iter_,
+            "n_samples_seen": self._iterations[-1].n_samples_seen if self._iterations else 0,
+            "stopped_by": getattr(self, "stopped_by_", None),
+            "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            # Compiled code differs between instruction sets, and so do the last bits.
+            "cpu": f"{platform.machine()} {llvmlite.binding.get_host_cpu_name()}",
+            "versions": {name: version(name) for name in ("dbksvd-dask", "dask", "numba", "numpy")},
+        }
+
+    def __sklearn_tags__(self) -> Any:
+        """Say what scikit-learn's checks may expect."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _is_lazy(Y: Source) -> bool:
+    return isinstance(Y, str | os.PathLike | da.Array | xr.DataArray | xr.Dataset)
