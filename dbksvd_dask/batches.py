@@ -48,8 +48,8 @@ class OuterBatches:
     --------
     >>> import dask, dask.array as da
     >>> batches = OuterBatches(da.arange(10, chunks=4, dtype="f8")[:, None], batch_size=5, shuffle=None, seed=0)
-    >>> [chunk.ravel().tolist() for chunk in dask.compute(*batches.read(3))]
-    [[5.0, 6.0, 7.0, 8.0, 9.0]]
+    >>> [[piece.ravel().tolist() for piece in pieces] for pieces in dask.compute(*batches.read(3))]
+    [[[5.0, 6.0, 7.0], [8.0, 9.0]]]
     """
 
     def __init__(
@@ -74,7 +74,10 @@ class OuterBatches:
         return last - first
 
     def read(self, iteration: int) -> list[Any]:
-        """Tasks that read the rows of the batch of an iteration: (rows, d) arrays in the embeddings' own dtype.
+        """Tasks that read the rows of the batch of an iteration.
+
+        Each returns a list of (…, d) arrays in the embeddings' own dtype: the rows of one task, in the pieces that the
+        chunks of the embeddings hold of them.
 
         Raises
         ------
@@ -112,7 +115,7 @@ class OuterBatches:
 
 
 def read_in_order(embeddings: da.Array) -> list[tuple[int, Any]]:
-    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last; beside each its rows.
+    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last; before each how many.
 
     Raises
     ------
@@ -133,9 +136,8 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]
     return [task(_read_rows, [blocks[segment.chunk] for segment in piece], piece) for piece in pieces]
 
 
-def _read_rows(blocks: list[np.ndarray], segments: list[Segment]) -> np.ndarray:
-    parts = [check_finite(block, segment) for block, segment in zip(blocks, segments, strict=True)]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _read_rows(blocks: list[np.ndarray], segments: list[Segment]) -> list[np.ndarray]:
+    return [check_finite(block, segment) for block, segment in zip(blocks, segments, strict=True)]
 
 
 def check_finite(block: np.ndarray, segment: Segment) -> np.ndarray:

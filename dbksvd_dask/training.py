@@ -173,7 +173,7 @@ def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype,
 def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:
     """The chosen rows of the chunks one below the other; only they leave the workers."""
     persisted = dask.persist(*chunks)
-    ends = np.cumsum(dask.compute(*[task(len, chunk) for chunk in persisted]))
+    ends = np.cumsum(dask.compute(*[task(_count_rows, chunk) for chunk in persisted]))
     home = np.searchsorted(ends, chosen, side="right")
     starts = np.concatenate([[0], ends[:-1]])
     wanted = [np.flatnonzero(home == chunk) for chunk in range(len(ends))]
@@ -182,8 +182,12 @@ def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:
     return np.concatenate(taken)[np.argsort(np.concatenate(wanted))]
 
 
-def _take_rows(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return rows[chosen]
+def _count_rows(rows: list[np.ndarray]) -> int:
+    return sum(map(len, rows))
+
+
+def _take_rows(rows: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    return np.concatenate(rows)[chosen]
 
 
 def embeddings_mean(embeddings: da.Array, dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What one task does with one chunk: encode it, and pass over it for the atoms of an inner batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -76,13 +76,14 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def encode(
-    rows: np.ndarray, dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+    rows: Sequence[np.ndarray], dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
 ) -> Codes:
     """Sparse codes of a chunk.
 
     Parameters
     ----------
-    rows : (n, d) floats of any precision
+    rows : sequence of (…, d) floats of any precision
+        The rows of the chunk, n in all, in one or more pieces.
     dictionary : (m, d) floats
         Gives the precision of the computation.
     gram : (m, m) floats
@@ -105,7 +106,7 @@ def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray,
 
 
 def encode_with_residual(
-    rows: np.ndarray, dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+    rows: Sequence[np.ndarray], dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
 ) -> Encoding:
     """Sparse codes of a chunk, its residual, and what the metrics and the first pass of the update need.
 
@@ -122,9 +123,9 @@ def encode_with_residual(
     return Encoding(EncodedChunk(indices, values, residual), residual_products, squared_norms, moments, seconds)
 
 
-def _centred(rows: np.ndarray, dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
+def _centred(rows: Sequence[np.ndarray], dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
     """A copy of the rows in the precision of the computation, without the mean."""
-    centred = rows.astype(dtype)
+    centred = np.concatenate(rows, dtype=dtype, casting="same_kind")
     if mean is not None:
         centred -= mean
     return centred

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, maximum
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, maximum, prefetch_row
 
 ATOMS_PER_BLOCK = 256
 """Products updated between two looks at the running maximum: few enough to find the winner again quickly."""
@@ -75,6 +75,9 @@ def matching_pursuit(
                     break
                 indices[i, slot] = atom
                 n_used += 1
+            # The next step waits for this row of G: the hardware guesses it a page at a time, which takes 1.4 times
+            # as long at m = 4096.
+            prefetch_row(gram, atom)
             c = p[atom]
             values[i, slot] += c
             squared_residual -= np.float64(c) * np.float64(c)

@@ -142,6 +142,13 @@ def project_in_turn(
 
 
 @compiled
+def _add_multiple(total: Any, factor: float, vector: Any) -> None:
+    """``total += factor * vector`` in the precision of `total`."""
+    for f in range(np.uint64(total.size)):
+        total[f] += factor * vector[f]
+
+
+@compiled
 def next_direction(basis: Any, product: Any) -> Any:
     """Lanczos: what the last product adds to the Krylov basis of each atom.
 
@@ -166,9 +173,7 @@ def next_direction(basis: Any, product: Any) -> Any:
         scale = np.sqrt(long_dot(q, q))
         for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
             for t in range(len(basis)):
-                c = long_dot(q, basis[t][j])
-                for f in range(n_features):
-                    q[f] -= c * basis[t][j, f]
+                _add_multiple(q, -long_dot(q, basis[t][j]), basis[t][j])
         norm = np.sqrt(long_dot(q, q))
         if norm > exhausted * scale:
             for f in range(n_features):
@@ -209,9 +214,7 @@ def ritz_vectors(basis: Any, products: Any, old: Any) -> Any:
         _, vectors = np.linalg.eigh(projected)
         v[:] = 0.0
         for s in range(size):
-            y = vectors[s, size - 1]
-            for f in range(n_features):
-                v[f] += y * products[s][j, f]
+            _add_multiple(v, vectors[s, size - 1], products[s][j])
         norm = np.sqrt(long_dot(v, v))
         if norm == 0.0:
             continue

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 FEATURES_PER_TILE = 128
@@ -36,6 +37,36 @@ def _overload_maximum(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, AN
     # LLVM vectorises a running maximum only where it may ignore NaN and the sign of zero, which numba's own max()
     # does not allow: 20 times faster on AVX-512.
     return lambda a, b: _fast_maximum(a, b)
+
+
+def prefetch_row(array: np.ndarray, row: int) -> None:
+    """Ask for a row of a large array to be brought into cache; changes no value."""
+
+
+@intrinsic
+def _prefetch_element(typing_context, array, row, column):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        pointer_type, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        element = cgutils.get_item_pointer(context, builder, signature.args[0], view, list(arguments[1:]))
+        function_type = ir.FunctionType(ir.VoidType(), [pointer_type, int32, int32, int32])
+        prefetch = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        to_read, into_level_2, data = int32(0), int32(2), int32(1)
+        builder.call(prefetch, [builder.bitcast(element, pointer_type), to_read, into_level_2, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), codegen
+
+
+@overload(prefetch_row)
+def _overload_prefetch_row(array, row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    elements_per_line = np.uint64(64 // (array.dtype.bitwidth // 8))
+
+    def prefetch(array, row):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        for column in range(np.uint64(0), np.uint64(array.shape[1]), elements_per_line):
+            _prefetch_element(array, row, column)
+
+    return prefetch
 
 
 @compiled_sum

@@ -1,0 +1,77 @@
+"""``single_threaded``: one BLAS thread while anybody is inside, as many as before when the last one has left."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from dbksvd_dask.kernels.blas import single_threaded
+
+
+def blas_threads():
+    np.ones((2, 2)) @ np.ones((2, 2))
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.fixture(autouse=True)
+def two_threads_before():
+    with threadpool_limits(limits=2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("this BLAS has one thread only")
+        yield
+
+
+def test_one_thread_inside_and_the_same_as_before_outside():
+    with single_threaded():
+        assert blas_threads() == {1}
+        with single_threaded():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == {2}
+
+
+def test_an_error_inside_restores_the_threads_too():
+    with pytest.raises(ZeroDivisionError), single_threaded():
+        raise ZeroDivisionError
+    assert blas_threads() == {2}
+
+
+def test_as_a_decorator_it_holds_while_the_function_runs():
+    inside = single_threaded()(blas_threads)
+    assert [inside(), inside()] == [{1}, {1}]
+    assert blas_threads() == {2}
+
+
+def test_the_last_of_overlapping_threads_restores():
+    entered, first_has_left = Barrier(2, timeout=30), Event()
+
+    def first():
+        with single_threaded():
+            entered.wait()
+        first_has_left.set()
+
+    def last():
+        with single_threaded():
+            entered.wait()
+            assert first_has_left.wait(timeout=30)
+            return blas_threads()
+
+    with ThreadPoolExecutor(2) as threads:
+        futures = threads.submit(first), threads.submit(last)
+        assert [future.result(timeout=60) for future in futures] == [None, {1}]
+    assert blas_threads() == {2}
+
+
+def test_many_threads_that_come_and_go_leave_it_as_it_was():
+    def come_and_go(_):
+        seen = set()
+        for _ in range(50):
+            with single_threaded():
+                seen |= blas_threads()
+        return seen
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(come_and_go, range(4))) == [{1}] * 4
+    assert blas_threads() == {2}

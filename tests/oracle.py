@@ -1,0 +1,288 @@
+"""The algorithm as literally as it can be written, for the fast code to be compared with: plain float64 NumPy.
+
+One sample, one atom at a time; nothing here knows the library. Samples and atoms are rows, as everywhere.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+EPS = np.finfo(np.float64).eps
+
+
+class Codes(NamedTuple):
+    """Sparse codes, in the order in which the atoms were first picked."""
+
+    indices: np.ndarray
+    """(n, k) int: −1 in empty slots, which come last."""
+    values: np.ndarray
+    """(n, k) float64."""
+    margins: np.ndarray
+    """(n,) relative to ‖y‖: by how little the closest choice of the pursuit was made. Less than rounding leaves may
+    turn it the other way."""
+
+
+# --- sparse encoding -------------------------------------------------------------------------------------------------
+
+
+def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False, rounding=EPS):
+    """Add the best atom's product to its coefficient until a (k+1)-th distinct atom would be needed.
+
+    Products up to `rounding`, relative to ‖y‖, are no products.
+    """
+    Y, D = np.asarray(Y, np.float64), np.asarray(D, np.float64)
+    codes = no_codes(len(Y), k)
+    for i, y in enumerate(Y):
+        r = y
+        x = {}
+        for _ in range(4 * k if max_steps is None else max_steps):
+            # j = argmax |p| with p = ⟨r, d_j⟩; numpy takes the lowest index on ties
+            p = D @ r
+            score = p if nonnegative else np.abs(p)
+            j = int(np.argmax(score))
+            note_margin(codes.margins, i, y, score, rounding, rtol, r)
+            if score[j] <= rounding * np.linalg.norm(y):
+                break
+            # ‖r‖ ≤ rtol ‖y‖
+            if rtol > 0 and np.linalg.norm(r) <= rtol * np.linalg.norm(y):
+                break
+            if j not in x and len(x) == k:
+                break
+            # x_j ← x_j + p_j,  r ← r − p_j d_j
+            x[j] = x.get(j, 0.0) + p[j]
+            r = r - p[j] * D[j]
+        codes.indices[i, : len(x)] = list(x.keys())
+        codes.values[i, : len(x)] = list(x.values())
+    return codes
+
+
+def orthogonal_matching_pursuit(Y, D, k, rtol=0.0, rounding=EPS):
+    """Add the best atom, then solve least squares on the support; end early where it depends on the support."""
+    Y, D = np.asarray(Y, np.float64), np.asarray(D, np.float64)
+    codes = no_codes(len(Y), k)
+    for i, y in enumerate(Y):
+        support, x, r = [], [], y
+        while len(support) < k:
+            score = np.abs(D @ r)
+            score[support] = 0
+            j = int(np.argmax(score))
+            note_margin(codes.margins, i, y, score, rounding, rtol, r)
+            if score[j] <= rounding * np.linalg.norm(y):
+                break
+            if rtol > 0 and np.linalg.norm(r) <= rtol * np.linalg.norm(y):
+                break
+            if np.linalg.matrix_rank(D[[*support, j]]) <= len(support):
+                break
+            # x = argmin ‖y − x D_Ω‖
+            support.append(j)
+            x = np.linalg.lstsq(D[support].T, y, rcond=None)[0]
+            r = y - x @ D[support]
+        codes.indices[i, : len(support)] = support
+        codes.values[i, : len(support)] = x
+    return codes
+
+
+def refit(Y, D, indices, values):
+    """Least-squares coefficients on each support; a dependent support keeps its own."""
+    Y, D, values = np.asarray(Y, np.float64), np.asarray(D, np.float64), np.array(values, np.float64)
+    for i, y in enumerate(Y):
+        support = indices[i][indices[i] >= 0]
+        if np.linalg.matrix_rank(D[support]) == len(support):
+            values[i, : len(support)] = np.linalg.lstsq(D[support].T, y, rcond=None)[0]
+    return values
+
+
+def no_codes(n_samples, k):
+    return Codes(np.full((n_samples, k), -1), np.zeros((n_samples, k)), np.full(n_samples, np.inf))
+
+
+def note_margin(margins, i, y, score, rounding, rtol, r):
+    """Lower the margin of row i to that of a pick, if that is smaller."""
+    norm = np.linalg.norm(y)
+    if norm > 0:
+        best, second = np.sort(np.append(score, -np.inf))[[-1, -2]]
+        margins[i] = min(margins[i], (best - second) / norm, abs(best / norm - rounding))
+        if rtol > 0:
+            margins[i] = min(margins[i], abs(np.linalg.norm(r) / norm - rtol))
+
+
+def dense(indices, values, n_atoms):
+    """X, (n, m)."""
+    X = np.zeros((len(indices), n_atoms))
+    for i, slot in np.argwhere(indices >= 0):
+        X[i, indices[i, slot]] = values[i, slot]
+    return X
+
+
+def residual(Y, D, indices, values):
+    """R = Y − X D."""
+    return np.asarray(Y, np.float64) - dense(indices, values, len(D)) @ np.asarray(D, np.float64)
+
+
+# --- dictionary update -----------------------------------------------------------------------------------------------
+
+
+def error_matrix(R, D, indices, values, j):
+    """E_j = R_Ω + x_j d_jᵀ over the support Ω of atom j; (users, d)."""
+    users, slots = np.nonzero(indices == j)
+    return R[users] + np.outer(values[users, slots], D[j])
+
+
+def singular_atom(E, old):
+    """First right singular vector of E, on the side of the old atom."""
+    return towards(np.linalg.svd(E, full_matrices=False)[2][0], old)
+
+
+def krylov_atom(E, old, n_passes):
+    """EᵀE applied to the Ritz vector of EᵀE in span{d, EᵀE d, …, (EᵀE)^(n_passes − 1) d}."""
+    A = E.T @ E
+    K = [old]
+    while len(K) < n_passes:
+        v = A @ K[-1]
+        K.append(v / (np.linalg.norm(v) or 1.0))
+    # Orthonormal basis Q, projected matrix QᵀAQ, its eigenvector y of the largest eigenvalue: v = A Q y
+    U, sizes, _ = np.linalg.svd(np.transpose(K), full_matrices=False)
+    Q = U[:, sizes > 1e-13 * sizes[0]]
+    y = np.linalg.eigh(Q.T @ A @ Q)[1][:, -1]
+    return towards(A @ Q @ y, old)
+
+
+def power_atom(E, old, n_passes):
+    """v ← EᵀE v / ‖EᵀE v‖, so many times."""
+    v = old
+    for _ in range(n_passes):
+        v = towards(E.T @ (E @ v), v)
+    return v
+
+
+def towards(v, old):
+    """V with unit norm and ⟨v, old⟩ ≥ 0; the old atom where v is zero."""
+    norm = np.linalg.norm(v)
+    if norm == 0:
+        return old
+    return -v / norm if v @ old < 0 else v / norm
+
+
+def gauss_seidel(R, values, indices, batch, old, new, nonnegative=False):
+    """Residual and coefficients with the new atoms of an inner batch: each sample projected on them slot by slot."""
+    R, values = R.copy(), values.copy()
+    for i in range(len(R)):
+        slots = [slot for slot, j in enumerate(indices[i]) if j in batch]
+        for slot in slots:
+            R[i] += values[i, slot] * old[indices[i, slot]]
+        for slot in slots:
+            d = new[indices[i, slot]]
+            values[i, slot] = max(R[i] @ d, 0.0) if nonnegative else R[i] @ d
+            R[i] -= values[i, slot] * d
+    return R, values
+
+
+def update(Y, D, indices, values, batches, new_atom, nonnegative=False):
+    """The dictionary, the coefficients and the residual after every inner batch had its update.
+
+    All atoms of one inner batch come from the same D, X and R: d_j ← new_atom(E_j, d_j).
+    """
+    D, values = np.array(D, np.float64), np.array(values, np.float64)
+    R = residual(Y, D, indices, values)
+    for batch in batches:
+        new = D.copy()
+        for j in batch:
+            E = error_matrix(R, D, indices, values, j)
+            if len(E):
+                new[j] = new_atom(E, D[j])
+        R, values = gauss_seidel(R, values, indices, set(batch), D, new, nonnegative)
+        D = new
+    return D, values, R
+
+
+def inner_batches(n_atoms, size, seed):
+    """The order in which an iteration takes the atoms; all at once without a size."""
+    if size is None:
+        return [np.arange(n_atoms)]
+    order = np.random.default_rng([*seed, 0]).permutation(n_atoms)
+    return [order[i : i + size] for i in range(0, n_atoms, size)]
+
+
+def iteration(Y, D, k, *, encoder="mp", nonnegative=False, rtol=0.0, solver="lanczos", n_passes=2, size=None, seed=()):
+    """The codes of an outer batch, and the new dictionary."""
+    if encoder == "omp":
+        codes = orthogonal_matching_pursuit(Y, D, k, rtol)
+    else:
+        codes = matching_pursuit(Y, D, k, None, rtol, nonnegative)
+    solve = {"lanczos": krylov_atom, "power": power_atom}[solver]
+    batches = inner_batches(len(D), size, seed)
+    new, _, _ = update(Y, D, codes.indices, codes.values, batches, lambda E, d: solve(E, d, n_passes), nonnegative)
+    return codes, new
+
+
+# --- dictionaries and metrics ----------------------------------------------------------------------------------------
+
+
+def gram(D):
+    """G = D Dᵀ."""
+    D = np.asarray(D, np.float64)
+    return D @ D.T
+
+
+def coherence(D):
+    """max_{i≠j} |⟨d_i, d_j⟩| of each atom."""
+    G = np.abs(gram(D))
+    np.fill_diagonal(G, 0.0)
+    return G.max(axis=1)
+
+
+def relative_error(Y, R):
+    """Mean of ‖r‖ / ‖y‖ over the nonzero samples (paper, eq. 6)."""
+    return np.mean([np.linalg.norm(r) / np.linalg.norm(y) for y, r in zip(Y, R, strict=True) if np.any(y)])
+
+
+def variance_explained(Y, R):
+    """1 − Σ‖r‖² / Σ‖y − ȳ‖²."""
+    return 1 - np.sum(R**2) / np.sum((Y - Y.mean(axis=0)) ** 2)
+
+
+def variance_explained_per_feature(Y, R):
+    """Mean over features of 1 − Σ r_f² / Σ (y_f − ȳ_f)² (paper, eq. 7)."""
+    return np.mean(1 - np.sum(R**2, axis=0) / np.sum((Y - Y.mean(axis=0)) ** 2, axis=0))
+
+
+# --- what to compare on, and how -------------------------------------------------------------------------------------
+
+
+def unit_rows(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def random_atoms(rng, n_atoms, n_features, dtype=np.float64):
+    return unit_rows(rng.standard_normal((n_atoms, n_features))).astype(dtype)
+
+
+def random_codes(rng, n_samples, n_atoms, k):
+    """Supports of 0 … k atoms in random order, and normal coefficients."""
+    indices = np.full((n_samples, k), -1, np.int32)
+    for i in range(n_samples):
+        size = rng.integers(0, min(k, n_atoms) + 1)
+        indices[i, :size] = rng.permutation(n_atoms)[:size]
+    return indices, rng.standard_normal((n_samples, k)) * (indices >= 0)
+
+
+def sparse_samples(rng, n_samples, D, k, noise=0.1):
+    """Samples of k atoms each, and noise."""
+    X = np.zeros((n_samples, len(D)))
+    for x in X:
+        x[rng.choice(len(D), size=k, replace=False)] = rng.standard_normal(k) + rng.choice([-2, 2], size=k)
+    return X @ D + noise * rng.standard_normal((n_samples, D.shape[1]))
+
+
+def pursuit_rounding(dtype, n_features, n_steps):
+    """What rounding may do, relative to ‖y‖, to the products of a pursuit: √d terms each in Y Dᵀ and every Gram row."""
+    return 4 * np.finfo(dtype).eps * np.sqrt(n_features) * (1 + n_steps)
+
+
+def assert_codes_agree(indices, values, expected, norms, rounding):
+    """The supports are the same, in the same order, wherever the choice was clear; so are the values, to rounding."""
+    clear = expected.margins > 2 * rounding
+    assert 2 * np.count_nonzero(clear) >= len(clear), "too few samples are clear: compare on other data"
+    np.testing.assert_array_equal(indices[clear], expected.indices[clear])
+    errors = np.abs(values - expected.values)[clear]
+    assert np.all(errors <= rounding * norms[clear, np.newaxis]), errors.max()
