@@ -11,7 +11,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## fit a dictionary of the embeddings that come with the repository
-	$(BIN)/dbksvd fit data/minilm-wikitext2.zarr --n-components 2048 --n-nonzero-coefs 20 --output demo-dictionary.zarr
+	$(BIN)/dbksvd fit data/minilm-wikitext2.zarr --where split=train --validation-where split=validation \
+		--n-components 1024 --n-nonzero-coefs 20 --center --max-iter 30 --output demo-dictionary.zarr --overwrite
 
 test: lint ## lint, then run the tests and the examples in the docstrings
 	$(BIN)/pytest

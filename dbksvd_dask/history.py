@@ -61,6 +61,6 @@ def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
         coords={
             "iteration": [record.iteration for record in iterations],
             "quantile": list(QUANTILES),
-            "stage": list(STAGES),
+            "stage": np.array(STAGES, np.dtypes.StringDType()),
         },
     )

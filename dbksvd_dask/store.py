@@ -7,9 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import xarray as xr
+import zarr
 
 FORMAT_VERSION = 1
+_FORMAT = "dbksvd_dask "
 
 
 def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *, overwrite: bool = False) -> None:
@@ -42,8 +45,14 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
             raise FileExistsError(f"{target} exists: choose another path, or pass overwrite=True")
         open_store(target, kind).close()  # replaces only what it could have written
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
-    stamped = dataset.assign_attrs(
-        dataset.attrs, format=f"dbksvd_dask {kind}", format_version=FORMAT_VERSION, written_by=_package_version()
+    # zarr 3 has no specified data type for NumPy's fixed-length strings.
+    text = {
+        name: dataset[name].astype(np.dtypes.StringDType())
+        for name in dataset.variables
+        if dataset[name].dtype.kind == "U"
+    }
+    stamped = dataset.assign(text).assign_attrs(
+        dataset.attrs, format=_FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -77,14 +86,23 @@ def open_store(path: str | os.PathLike[str], kind: str) -> xr.Dataset:
         raise FileNotFoundError(f"there is no {kind} store at {target}")
     try:
         dataset = xr.open_zarr(target, consolidated=True)
-    except Exception as error:
+    except Exception as error:  # zarr and xarray let through whatever their parsers raise
         raise ValueError(f"{target} is not a zarr store, or was only half written: {error}") from error
-    found = dataset.attrs.get("format")
-    if found != f"dbksvd_dask {kind}":
-        raise ValueError(f"{target} is not a {kind} store: its format attribute is {found!r}")
+    found = dataset.attrs.get("format", "")
+    if found != _FORMAT + kind:
+        raise ValueError(f"{target} is not a {kind} store of dbksvd_dask: its format attribute is {found!r}")
     if dataset.attrs["format_version"] > FORMAT_VERSION:
         raise ValueError(f"{target} was written by {dataset.attrs['written_by']}: upgrade dbksvd_dask to open it")
     return dataset
+
+
+def store_kind(path: str | os.PathLike[str]) -> str | None:
+    """What kind of store `write_store` has written at `path`; None where it has not."""
+    try:
+        found = zarr.open_group(_local_path(path), mode="r").attrs.get("format", "")
+    except Exception:  # whatever lies there is not ours
+        return None
+    return found.removeprefix(_FORMAT) if isinstance(found, str) and found.startswith(_FORMAT) else None
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:

@@ -17,10 +17,13 @@ def blas_threads():
 
 @pytest.fixture(autouse=True)
 def two_threads_before():
-    with threadpool_limits(limits=2, user_api="blas"):
-        if blas_threads() != {2}:
-            pytest.skip("this BLAS has one thread only")
-        yield
+    # Set from a thread that ends: threadpoolctl listens to one thread at a time, as long as that thread lives.
+    with ThreadPoolExecutor(1) as other:
+        limits = other.submit(threadpool_limits, limits=2, user_api="blas").result()
+    assert blas_threads() == {2}
+    yield
+    with ThreadPoolExecutor(1) as other:
+        other.submit(limits.restore_original_limits).result()
 
 
 def test_one_thread_inside_and_the_same_as_before_outside():

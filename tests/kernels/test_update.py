@@ -75,9 +75,7 @@ def test_sums_over_entries_are_those_of_the_formula(dtype, seed, n_samples, n_fe
     n_atoms=st.integers(1, 20),
     k=st.integers(1, 6),
 )
-def test_project_in_turn_is_gauss_seidel_over_the_slots(
-    dtype, nonnegative, seed, n_samples, n_features, n_atoms, k
-):
+def test_project_in_turn_is_gauss_seidel_over_the_slots(dtype, nonnegative, seed, n_samples, n_features, n_atoms, k):
     rng = np.random.default_rng(seed)
     old, new = (oracle.random_atoms(rng, n_atoms, n_features, dtype) for _ in range(2))
     residual = rng.standard_normal((n_samples, n_features)).astype(dtype)
@@ -138,9 +136,7 @@ def decaying_errors(rng, n_atoms, n_users, n_features):
     n_features=st.integers(2, 20) | st.just(129),
     n_passes=st.integers(1, 4),
 )
-def test_new_atoms_are_those_of_the_formula(
-    solver, by_hand, dtype, seed, n_atoms, n_users, n_features, n_passes
-):
+def test_new_atoms_are_those_of_the_formula(solver, by_hand, dtype, seed, n_atoms, n_users, n_features, n_passes):
     rng = np.random.default_rng(seed)
     errors = decaying_errors(rng, n_atoms, n_users, n_features)
     old = oracle.random_atoms(rng, n_atoms, n_features, dtype)

@@ -55,7 +55,9 @@ def test_the_first_row_that_is_not_finite(dtype, data, shape):
     bits = np.dtype(f"u{np.dtype(dtype).itemsize}")
     finite = data.draw(hnp.arrays(dtype, shape, elements=st.floats(width=16, allow_nan=False, allow_infinity=False)))
     any_bits = data.draw(hnp.arrays(bits, shape)).view(dtype)
-    rows = np.where(data.draw(hnp.arrays(bool, shape, elements=st.sampled_from([False] * 9 + [True]))), any_bits, finite)
+    rows = np.where(
+        data.draw(hnp.arrays(bool, shape, elements=st.sampled_from([False] * 9 + [True]))), any_bits, finite
+    )
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     assert cpu.first_nonfinite_row(rows) == (bad[0] if bad.size else -1)
 

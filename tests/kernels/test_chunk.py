@@ -1,0 +1,266 @@
+"""What a task does with a chunk is what the oracle does with its rows, whatever the sizes and the blocks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbksvd_dask.batches import ROWS_PER_TASK
+from dbksvd_dask.kernels import chunk as kernels
+from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.chunk import EncodedChunk, Pursuit
+
+DTYPES = [np.float32, np.float64]
+PURSUITS = [
+    Pursuit(3),
+    Pursuit(3, nonnegative=True),
+    Pursuit(3, rtol=0.6),
+    Pursuit(3, refit="lstsq"),
+    Pursuit(3, "omp"),
+    Pursuit(3, "omp", rtol=0.6),
+]
+
+
+def problem(seed, n_samples, n_features, n_atoms, dtype):
+    """Rows, unit atoms, their Gram matrix and a mean."""
+    rng = np.random.default_rng(seed)
+    D = oracle.random_atoms(rng, n_atoms, n_features, dtype)
+    mean = rng.standard_normal(n_features).astype(dtype)
+    Y = (mean + rng.standard_normal((n_samples, n_features))).astype(dtype)
+    return Y, D, oracle.gram(D).astype(dtype), mean
+
+
+def expected_codes(Y, D, pursuit, dtype):
+    eps = np.finfo(dtype).eps
+    if pursuit.encoder == "omp":
+        return oracle.orthogonal_matching_pursuit(Y, D, pursuit.n_nonzero_coefs, pursuit.rtol, eps)
+    codes = oracle.matching_pursuit(Y, D, pursuit.n_nonzero_coefs, None, pursuit.rtol, pursuit.nonnegative, eps)
+    if pursuit.refit == "lstsq":
+        return codes._replace(values=oracle.refit(Y, D, codes.indices, codes.values))
+    return codes
+
+
+def random_chunk(seed, n_samples, n_features, n_atoms, k, dtype):
+    """A chunk with any codes and any residual, and an inner batch."""
+    rng = np.random.default_rng(seed)
+    indices, values = oracle.random_codes(rng, n_samples, n_atoms, k)
+    residual = rng.standard_normal((n_samples, n_features))
+    batch = rng.permutation(n_atoms)[: rng.integers(1, n_atoms + 1)]
+    return EncodedChunk(indices, values.astype(dtype), residual.astype(dtype)), batch, places(batch, n_atoms)
+
+
+def places(batch, n_atoms):
+    members = np.full(n_atoms, -1, np.int32)
+    members[batch] = np.arange(len(batch))
+    return members
+
+
+def passed_by_hand(chunk, D, batch, vectors):
+    """``E_jᵀ (E_j v_j)`` for each atom, and ``‖E_j‖²`` to measure errors by."""
+    residual, D, vectors = (array.astype(np.float64) for array in (chunk.residual, D, vectors))
+    errors = [oracle.error_matrix(residual, D, chunk.indices, chunk.values, j) for j in batch]
+    products = np.stack([E.T @ (E @ v) for E, v in zip(errors, vectors, strict=True)])
+    return products, np.array([[np.sum(E**2)] for E in errors])
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pursuit", PURSUITS, ids=str)
+@pytest.mark.parametrize(
+    ("n_samples", "n_features", "n_atoms"), [(1, 40, 50), (60, 127, 255), (60, 128, 256), (60, 129, 257), (60, 30, 600)]
+)
+def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit, dtype):
+    Y, D, gram, mean = problem(1, n_samples, n_features, n_atoms, dtype)
+    given_Y = Y.copy()
+    encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+    indices, values, residual = encoding.chunk
+    centred = (Y - mean).astype(np.float64)
+    norms = np.linalg.norm(centred, axis=1)
+    rounding = oracle.pursuit_rounding(dtype, n_features, 12)
+    oracle.assert_codes_agree(indices, values, expected_codes(centred, D, pursuit, dtype), norms, rounding)
+
+    left = oracle.residual(centred, D, indices, values)
+    assert np.all(np.abs(residual - left) <= rounding * norms[:, np.newaxis])
+    residual_products = np.take_along_axis(left @ D.T.astype(np.float64), np.maximum(indices, 0), axis=1)
+    errors = np.abs(encoding.residual_products - residual_products) * (indices >= 0)
+    assert np.all(errors <= rounding * norms[:, np.newaxis])
+    np.testing.assert_allclose(encoding.squared_norms, norms**2, rtol=1e-13)
+    np.testing.assert_allclose(encoding.moments[0], centred.sum(axis=0), rtol=1e-13, atol=1e-10)
+    np.testing.assert_allclose(encoding.moments[1], np.sum(centred**2, axis=0), rtol=1e-13)
+
+    np.testing.assert_array_equal(Y, given_Y)
+    for found, expected in zip(kernels.encode([Y], D, gram, mean, pursuit), encoding.chunk, strict=False):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("n_samples", [1023, 1024, 1025, 2049])
+@pytest.mark.parametrize("encoder", ["mp", "omp"])
+def test_every_block_of_rows_is_encoded(n_samples, encoder):
+    Y, D, gram, _ = problem(2, n_samples, 8, 20, np.float64)
+    pursuit = Pursuit(2, encoder)
+    indices, values = kernels.encode([Y[:300], Y[300:]], D, gram, None, pursuit)
+    expected = expected_codes(Y, D, pursuit, np.float64)
+    norms, rounding = np.linalg.norm(Y, axis=1), oracle.pursuit_rounding(np.float64, 8, 8)
+    oracle.assert_codes_agree(indices, values, expected, norms, rounding)
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [(np.float16, np.float32), (np.float32, np.float64)])
+def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
+    Y, D, gram, mean = problem(3, 50, 20, 30, dtype)
+    Y = Y.astype(stored)
+    found = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
+    expected = kernels.encode_with_residual([Y.astype(dtype)], D, gram, mean, Pursuit(3))
+    assert found.chunk.values.dtype == found.chunk.residual.dtype == dtype
+    for ours, theirs in zip(found.chunk, expected.chunk, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_layout_of_the_rows_in_memory_does_not_matter(dtype):
+    Y, D, gram, mean = problem(4, 300, 150, 40, dtype)
+    expected = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
+    for rows in np.asfortranarray(Y), np.repeat(Y, 2, axis=0)[::2], np.repeat(Y, 2, axis=1)[:, ::2]:
+        found = kernels.encode_with_residual([rows], D, gram, mean, Pursuit(3))
+        for ours, theirs in zip(found.chunk, expected.chunk, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("centred", [True, False])
+def test_reconstruction_is_codes_times_dictionary_plus_mean(dtype, centred):
+    rng = np.random.default_rng(0)
+    D = oracle.random_atoms(rng, 30, 140, dtype)
+    mean = rng.standard_normal(140).astype(dtype) if centred else None
+    indices, values = oracle.random_codes(rng, 50, 30, 4)
+    values = values.astype(dtype)
+    expected = oracle.dense(indices, values, 30) @ D.astype(np.float64) + (mean if centred else 0)
+    rows = kernels.reconstruct(indices, values, D, mean)
+    assert rows.dtype == dtype
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=10 * np.finfo(dtype).eps * np.abs(expected).max())
+
+
+# --- passes of the dictionary update ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**32),
+    n_samples=st.integers(1, 40),
+    n_features=st.integers(1, 20) | st.sampled_from([127, 128, 129, 257]),
+    n_atoms=st.integers(1, 30),
+    k=st.integers(1, 5),
+)
+def test_a_pass_applies_the_error_matrices_to_one_vector_each(dtype, seed, n_samples, n_features, n_atoms, k):
+    chunk, batch, members = random_chunk(seed, n_samples, n_features, n_atoms, k, dtype)
+    rng = np.random.default_rng(seed)
+    D = oracle.random_atoms(rng, n_atoms, n_features, dtype)
+    vectors = oracle.random_atoms(rng, len(batch), n_features, dtype)
+    expected, sizes = passed_by_hand(chunk, D, batch, vectors)
+    sums = kernels.atom_pass(chunk, members, D[batch], vectors)
+    assert sums.dtype == dtype
+    assert np.all(np.abs(sums - expected) <= 20 * np.finfo(dtype).eps * (np.sqrt(n_features) + n_samples) * sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pursuit", PURSUITS, ids=str)
+def test_the_first_pass_applies_them_to_the_atoms_themselves(pursuit, dtype):
+    Y, D, gram, mean = problem(5, 50, 140, 30, dtype)
+    encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+    expected, sizes = passed_by_hand(encoding.chunk, D, range(30), D)
+    sums = kernels.first_pass(encoding, D)
+    assert np.all(np.abs(sums - expected) <= 20 * np.finfo(dtype).eps * (np.sqrt(140) + 50) * sizes)
+
+
+@pytest.mark.parametrize("n_users", [1, 2, 3])
+def test_a_pass_for_few_users_and_for_none(n_users):
+    rng = np.random.default_rng(0)
+    D = oracle.random_atoms(rng, 2, 6)
+    indices = np.zeros((n_users, 1), np.int32)
+    chunk = EncodedChunk(indices, rng.standard_normal((n_users, 1)), rng.standard_normal((n_users, 6)))
+    sums = kernels.atom_pass(chunk, np.array([0, 1], np.int32), D, D)
+    E = chunk.residual + chunk.values * D[0]
+    np.testing.assert_allclose(sums[0], E.T @ (E @ D[0]), atol=1e-12)
+    np.testing.assert_array_equal(sums[1], 0)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["of any sign", "all of one sign"])
+def test_an_atom_that_every_sample_of_a_task_uses_loses_no_digits(shift):
+    rng = np.random.default_rng(0)
+    D = oracle.random_atoms(rng, 1, 16, np.float32)
+    residual = (shift + rng.standard_normal((ROWS_PER_TASK, 16))).astype(np.float32)
+    values = (shift + rng.standard_normal((ROWS_PER_TASK, 1))).astype(np.float32)
+    chunk = EncodedChunk(np.zeros((ROWS_PER_TASK, 1), np.int32), values, residual)
+    expected, _ = passed_by_hand(chunk, D, [0], D)
+    sums = kernels.atom_pass(chunk, np.zeros(1, np.int32), D, D)
+    np.testing.assert_allclose(sums, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_passes_and_projection_leave_the_chunk_as_it_is(dtype):
+    chunk, batch, members = random_chunk(0, 40, 12, 9, 3, dtype)
+    before = [array.copy() for array in chunk]
+    old, new = (oracle.random_atoms(np.random.default_rng(seed), len(batch), 12, dtype) for seed in (1, 2))
+    kernels.atom_pass(chunk, members, old, new)
+    projected = kernels.project_in_turn(chunk, members, old, new, nonnegative=False)
+    for array, unchanged in zip(chunk, before, strict=True):
+        np.testing.assert_array_equal(array, unchanged)
+    residual, values = oracle.gauss_seidel(
+        chunk.residual.astype(np.float64),
+        chunk.values.astype(np.float64),
+        chunk.indices,
+        set(batch.tolist()),
+        dict(zip(batch.tolist(), old, strict=True)),
+        dict(zip(batch.tolist(), new, strict=True)),
+    )
+    np.testing.assert_allclose(projected.residual, residual, atol=100 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(projected.values, values, atol=100 * np.finfo(dtype).eps)
+
+
+# --- without the compiler --------------------------------------------------------------------------------------------
+
+
+def one_of_everything():
+    """What every kernel makes of a tiny chunk."""
+    Y, D, gram, mean = problem(6, 7, 5, 9, np.float32)
+    members = places(np.arange(4, 9), 9)
+    results = {}
+    for name, pursuit in zip("abcdef", PURSUITS, strict=True):
+        encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+        chunk = encoding.chunk
+        passed = kernels.first_pass(encoding, D)
+        direction = cpu.next_direction((D,), passed)
+        new = cpu.ritz_vectors((D, direction), (passed, kernels.atom_pass(chunk, places(range(9), 9), D, direction)), D)
+        projected = kernels.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
+        everything = (*chunk, encoding.squared_norms, *encoding.moments, passed, direction, new, *projected[1:])
+        results |= {f"{name}{number:02}": array for number, array in enumerate(everything)}
+    results["bad"] = [cpu.first_nonfinite_row(Y), cpu.first_nonfinite_row(np.where(Y[4, 2] == Y, np.nan, Y))]
+    return results
+
+
+def test_the_kernels_run_as_plain_python_too(tmp_path):
+    here = Path(__file__).parent
+    subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error::RuntimeWarning",
+            "-c",
+            f"import numpy, test_chunk; numpy.savez({str(tmp_path / 'plain.npz')!r}, **test_chunk.one_of_everything())",
+        ],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        check=True,
+    )
+    compiled, plain = one_of_everything(), np.load(tmp_path / "plain.npz")
+    assert set(compiled) == set(plain)
+    for name, array in compiled.items():
+        np.testing.assert_allclose(plain[name], array, rtol=0, atol=2e-5, err_msg=name)
+        assert plain[name].dtype == np.asarray(array).dtype

@@ -1,0 +1,195 @@
+"""One iteration as a Dask graph is one iteration of the oracle, whatever computes it."""
+
+import dask
+import numpy as np
+import oracle
+import pytest
+from dask.delayed import delayed
+
+from dbksvd_dask.batches import ROWS_PER_TASK
+from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
+from dbksvd_dask.iteration import Update, iterate
+from dbksvd_dask.kernels.chunk import Pursuit
+
+N_SAMPLES, N_FEATURES, N_ATOMS, K = 260, 12, 20, 3
+SEED = [7, 1, 4]
+SCHEDULERS = [{"scheduler": "synchronous"}, *({"scheduler": "threads", "num_workers": n} for n in (1, 2, 5))]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    planted = oracle.random_atoms(rng, N_ATOMS, N_FEATURES)
+    Y = oracle.sparse_samples(rng, N_SAMPLES, planted, K)
+    Y[[3, 200]] = 0
+    return Y, oracle.unit_rows(planted + 0.2 * rng.standard_normal(planted.shape))
+
+
+def lazily(Y, n_tasks=5):
+    """Tasks that read the rows, those of each task in two pieces."""
+    return [delayed(np.array_split)(rows, 2) for rows in np.array_split(Y, n_tasks)]
+
+
+def one_iteration(Y, D, pursuit, update, **scheduler):
+    """New atoms and statistics of the batch."""
+    with dask.config.set(**(scheduler or {"scheduler": "threads"})):
+        tasks = iterate(lazily(Y), share_dictionary(D, None, len(D)), len(D), pursuit, update, SEED)
+        return dask.compute(tasks.atoms, tasks.statistics)
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 1, 3, 7, N_ATOMS])
+@pytest.mark.parametrize("n_passes", [1, 2, 3])
+@pytest.mark.parametrize("solver", ["lanczos", "power"])
+@pytest.mark.parametrize(
+    ("encoder", "nonnegative", "rtol"), [("mp", False, 0.0), ("mp", False, 0.5), ("mp", True, 0.0), ("omp", False, 0.0)]
+)
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_an_iteration_is_that_of_the_oracle(
+    problem, inner_batch_size, n_passes, solver, encoder, nonnegative, rtol, scheduler
+):
+    Y, D = problem
+    atoms, statistics = one_iteration(
+        Y,
+        D,
+        Pursuit(K, encoder, nonnegative, rtol),
+        Update(inner_batch_size, n_passes, solver, replace_unused=None),
+        scheduler=scheduler,
+    )
+    codes, expected = oracle.iteration(
+        Y,
+        D,
+        K,
+        encoder=encoder,
+        nonnegative=nonnegative,
+        rtol=rtol,
+        solver=solver,
+        n_passes=n_passes,
+        size=inner_batch_size,
+        seed=SEED,
+    )
+    assert codes.margins.min() > 1e-10  # no choice of the pursuit is left to rounding
+    np.testing.assert_allclose(atoms, expected, rtol=0, atol=1e-10)
+    R = oracle.residual(Y, D, codes.indices, codes.values)
+    assert statistics.errors.n_samples == N_SAMPLES
+    np.testing.assert_allclose(statistics.errors.relative_error, oracle.relative_error(Y, R), rtol=1e-12)
+    np.testing.assert_allclose(statistics.errors.variance_explained, oracle.variance_explained(Y, R), rtol=1e-12)
+    np.testing.assert_array_equal(statistics.usage, [np.count_nonzero(codes.indices == j) for j in range(N_ATOMS)])
+    assert statistics.l0 == np.count_nonzero(codes.indices >= 0) / N_SAMPLES
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_one_atom_at_a_time_with_enough_passes_is_classic_ksvd(problem, nonnegative):
+    Y, D = problem
+    update = Update(inner_batch_size=1, n_passes=2 * N_FEATURES, replace_unused=None)
+    atoms, _ = one_iteration(Y, D, Pursuit(K, nonnegative=nonnegative), update)
+    codes = oracle.matching_pursuit(Y, D, K, nonnegative=nonnegative)
+    batches = oracle.inner_batches(N_ATOMS, 1, SEED)
+    expected, values, R = oracle.update(Y, D, codes.indices, codes.values, batches, oracle.singular_atom, nonnegative)
+    np.testing.assert_allclose(atoms, expected, rtol=0, atol=1e-9)
+    # What makes it K-SVD: coefficients and residual follow every atom, so the error falls.
+    np.testing.assert_allclose(R, oracle.residual(Y, expected, codes.indices, values), atol=1e-12)
+    assert np.sum(R**2) < 0.9 * np.sum(oracle.residual(Y, D, codes.indices, codes.values) ** 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("update", [Update(), Update(3), Update(7, 3, "power", "random")], ids=str)
+def test_no_bit_depends_on_the_scheduler(problem, update, dtype):
+    Y, D = (array.astype(dtype) for array in problem)
+    first, *others = [one_iteration(Y, D, Pursuit(K), update, **scheduler)[0] for scheduler in SCHEDULERS]
+    assert first.dtype == dtype
+    for atoms in others:
+        np.testing.assert_array_equal(atoms, first)
+
+
+def test_single_precision_is_close_to_double(problem):
+    Y, D = problem
+    update = Update(5, replace_unused=None)
+    double, _ = one_iteration(Y, D, Pursuit(K), update)
+    clear = oracle.matching_pursuit(Y, D, K).margins > 1e-4
+    single, _ = one_iteration(Y[clear].astype(np.float32), D.astype(np.float32), Pursuit(K), update)
+    if not clear.all():
+        double, _ = one_iteration(Y[clear], D, Pursuit(K), update)
+    np.testing.assert_allclose(single, double, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["of any sign", "all of one sign"])
+def test_an_atom_that_all_samples_use_loses_no_digits_over_many_tasks(shift):
+    n_samples = 2**17 + 1
+    rng = np.random.default_rng(0)
+    Y = (shift + rng.standard_normal((n_samples, 6))).astype(np.float32)
+    D = oracle.random_atoms(rng, 1, 6, np.float32)
+    tasks = -(-n_samples // ROWS_PER_TASK)
+    single, double = (
+        iterate(lazily(Y, tasks), share_dictionary(D.astype(dtype), None, 1), 1, Pursuit(1), Update(), SEED).atoms
+        for dtype in (np.float32, np.float64)
+    )
+    single, double = dask.compute(single, double)
+    np.testing.assert_allclose(single, double, rtol=0, atol=2e-6)
+    X = Y.astype(np.float64) @ D[0]
+    E = Y.astype(np.float64)  # R + x dᵀ with one atom and k = 1
+    assert X.any()
+    np.testing.assert_allclose(
+        double[0], oracle.krylov_atom(E, oracle.unit_rows(D.astype(np.float64))[0], 2), atol=1e-6
+    )
+
+
+def test_evaluation_is_encoding_without_update(problem):
+    Y, D = problem
+    statistics = evaluate_chunks(lazily(Y), share_dictionary(D, None, N_ATOMS), Pursuit(K)).compute()
+    codes = oracle.matching_pursuit(Y, D, K)
+    R = oracle.residual(Y, D, codes.indices, codes.values)
+    np.testing.assert_allclose(statistics.errors.relative_error, oracle.relative_error(Y, R), rtol=1e-12)
+    assert statistics.n_unused == N_ATOMS - len(set(codes.indices.ravel()) - {-1})
+
+
+# --- unused atoms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_unused_atoms():
+    """Atoms 3 and 5 point where no sample goes; four samples, of two directions, are orthogonal to every atom."""
+    rng = np.random.default_rng(1)
+    D = np.zeros((6, 10))
+    D[[0, 1, 2, 4]] = np.pad(oracle.random_atoms(rng, 4, 5), ((0, 0), (0, 5)))
+    D[3, 5] = D[5, 6] = 1
+    Y = np.zeros((40, 10))
+    Y[:, :5] = rng.standard_normal((40, 5))
+    Y[[11, 30]] = np.outer([-3, 0.5], np.eye(10)[8])
+    Y[[20, 39]] = np.outer([0.1, -7], (3 * np.eye(10)[8] - 4 * np.eye(10)[9]))
+    return Y, D
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 1, 4])
+def test_unused_atoms_become_the_directions_of_the_worst_reconstructed_samples(with_unused_atoms, inner_batch_size):
+    Y, D = with_unused_atoms
+    atoms, statistics = one_iteration(Y, D, Pursuit(2), Update(inner_batch_size, replace_unused="residual"))
+    kept, _ = one_iteration(Y, D, Pursuit(2), Update(inner_batch_size, replace_unused=None))
+    assert statistics.n_unused == 2
+    used = statistics.usage > 0
+    np.testing.assert_array_equal(used, [True, True, True, False, True, False])
+    np.testing.assert_array_equal(atoms[used], kept[used])
+    np.testing.assert_array_equal(kept[~used], D[~used])
+    # Relative error 1 for all four samples: in storage order, a direction only once.
+    expected = np.zeros((2, 10))
+    expected[0, 8], expected[1, [8, 9]] = 1, [0.6, -0.8]
+    np.testing.assert_allclose(np.abs(np.sum(atoms[~used] * expected, axis=1)), 1, rtol=1e-12)
+
+
+def test_unused_atoms_become_random_directions_that_follow_from_the_seed(with_unused_atoms):
+    Y, D = with_unused_atoms
+    D = D[[*range(6), 3, 5]]  # four unused atoms
+    update = Update(replace_unused="random")
+    atoms, again = (one_iteration(Y, D, Pursuit(2), update, **scheduler)[0] for scheduler in SCHEDULERS[:2])
+    np.testing.assert_array_equal(atoms, again)
+    unused = atoms[[3, 5, 6, 7]]
+    np.testing.assert_allclose(np.linalg.norm(unused, axis=1), 1, rtol=1e-14)
+    assert np.abs(np.triu(unused @ unused.T, 1)).max() < 0.95
+    assert np.abs(unused).min() > 0
+
+
+def test_an_unused_atom_stays_where_no_other_direction_is_left():
+    Y = np.outer([1.0, -2.0, 3.0], np.eye(4)[0]) + [0, 0, 0, 1e-3]
+    D = np.eye(4)[:3]
+    atoms, _ = one_iteration(Y, D, Pursuit(1), Update(replace_unused="residual"))
+    np.testing.assert_allclose(np.abs(atoms[1]), np.eye(4)[3], atol=1e-12)  # all residuals point the same way
+    np.testing.assert_array_equal(atoms[2], D[2])
