@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import dask.array as da
 import numpy as np
 
-from dbksvd_dask.encoding import task
+from dbksvd_dask.graph import delayed_of, task
 from dbksvd_dask.kernels.cpu import first_nonfinite_row
 
 ROWS_PER_TASK = 8192
@@ -133,10 +133,12 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]
     """One task a piece; a chunk that several pieces need is read once."""
     chunks = {segment.chunk for piece in pieces for segment in piece}
     blocks = {chunk: embeddings.blocks[chunk].to_delayed().item() for chunk in chunks}
-    return [task(_read_rows, [blocks[segment.chunk] for segment in piece], piece) for piece in pieces]
+    return delayed_of(
+        *[task(_read_rows, [blocks[segment.chunk] for segment in piece], tuple(piece)) for piece in pieces]
+    )
 
 
-def _read_rows(blocks: list[np.ndarray], segments: list[Segment]) -> list[np.ndarray]:
+def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...]) -> list[np.ndarray]:
     return [check_finite(block, segment) for block, segment in zip(blocks, segments, strict=True)]
 
 

@@ -16,7 +16,8 @@ from dbksvd_dask.batches import read_in_order
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
-from dbksvd_dask.encoding import encode_chunk, share_dictionary, task
+from dbksvd_dask.encoding import encode_chunk, share_dictionary
+from dbksvd_dask.graph import Lazy, delayed_of, task
 from dbksvd_dask.kernels.chunk import Pursuit, reconstruct
 from dbksvd_dask.store import open_store, write_store
 
@@ -151,9 +152,10 @@ class Dictionary:
         shared = share_dictionary(delayed(self.atoms, pure=False, traverse=False), self.mean, self.n_atoms)
         parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
+        shapes = [(n_rows, k) for n_rows, _ in parts]
         codes = SparseCodes(
-            da.concatenate([da.from_delayed(indices, (n_rows, k), np.int32) for n_rows, (indices, _) in parts]),
-            da.concatenate([da.from_delayed(values, (n_rows, k), self.dtype) for n_rows, (_, values) in parts]),
+            _concatenate([indices for _, (indices, _) in parts], shapes, np.dtype(np.int32)),
+            _concatenate([values for _, (_, values) in parts], shapes, self.dtype),
             self.n_atoms,
             {str(name): coord for name, coord in embeddings.coords.items() if coord.dims == ("sample",)},
         )
@@ -206,13 +208,10 @@ class Dictionary:
             return reconstruct(codes.indices, codes.values, self.atoms, self.mean)
         atoms = delayed(self.atoms, pure=False, traverse=False)
         values = da.asarray(codes.values).rechunk(codes.indices.chunks)
-        parts = [
-            da.from_delayed(task(reconstruct, *pair, atoms, self.mean), (n_rows, self.n_features), self.dtype)
-            for n_rows, *pair in zip(
-                values.chunks[0], codes.indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True
-            )
-        ]
-        return xr.DataArray(da.concatenate(parts), dims=("sample", "feature"), coords=codes.coords)
+        pairs = zip(codes.indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True)
+        calls = [task(reconstruct, *pair, atoms, self.mean) for pair in pairs]
+        shapes = [(n_rows, self.n_features) for n_rows in values.chunks[0]]
+        return xr.DataArray(_concatenate(calls, shapes, self.dtype), dims=("sample", "feature"), coords=codes.coords)
 
     def coherence(self) -> np.ndarray:
         """The largest ``|cos|`` of each atom with any other: (m,) floats, 0 for a single atom."""
@@ -249,6 +248,12 @@ class Dictionary:
             If there is something at `path` that may not be replaced.
         """
         write_store(self.to_xarray(), path, "dictionary", overwrite=overwrite)
+
+
+def _concatenate(calls: list[Lazy], shapes: list[tuple[int, int]], dtype: np.dtype) -> da.Array:
+    """Arrays that tasks return, one below the other."""
+    parts = zip(delayed_of(*calls), shapes, strict=True)
+    return da.concatenate([da.from_delayed(part, shape, dtype) for part, shape in parts])
 
 
 def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:

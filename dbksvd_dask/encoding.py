@@ -1,39 +1,64 @@
 """Sparse encoding as Dask tasks: the dictionary and its Gram matrix once, then one task a chunk."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import reduce
-from operator import add
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
-from dask.base import get_scheduler
-from dask.delayed import Delayed, delayed
+from dask.delayed import Delayed
 
+from dbksvd_dask.graph import Lazy, delayed_of, share, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import Codes, Encoding, Pursuit, timed
 from dbksvd_dask.kernels.gram import assemble_gram, gram_panel, panel_starts
+from dbksvd_dask.kernels.transfer import Transferable
 from dbksvd_dask.metrics import ErrorSums, atom_usage
-
-FAN_IN = 4
-"""Parts that one task of a tree sum adds up."""
 
 
 class SharedDictionary(NamedTuple):
     """What every encoding task of one graph takes, as arguments for tasks."""
 
     atoms: Any
-    """(m, d) floats."""
+    """`AtomVectors`: the (m, d) atoms."""
     mean: Any
     """(d,) floats taken from the rows first, or None."""
     gram: Any
-    """(m, m) floats: ``D Dᵀ``."""
+    """`Gram`."""
     coherence: Any
-    """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other."""
+    """(m,) floats: that of the Gram matrix."""
     gram_seconds: Any
     """Task seconds that the Gram matrix took, by stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class AtomVectors(Transferable):
+    """One vector for each atom, of all or of an inner batch, and what it took."""
+
+    vectors: np.ndarray
+    """(w, d) floats."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Task seconds by stage."""
+
+    def __add__(self, other: "AtomVectors") -> "AtomVectors":
+        """Sum over two sets of chunks."""
+        seconds = add_seconds(self.seconds, other.seconds)
+        with timed(seconds, "update"):
+            vectors = self.vectors + other.vectors
+        return AtomVectors(vectors, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Gram(Transferable):
+    """``D Dᵀ``, and what it took."""
+
+    products: np.ndarray
+    """(m, m) floats."""
+    coherence: np.ndarray
+    """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other."""
+    seconds: dict[str, float]
+    """Task seconds by stage."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +102,6 @@ def add_seconds(first: dict[str, float], second: dict[str, float]) -> dict[str, 
     return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in first | second}
 
 
-def task(function: Callable, *arguments: Any, outputs: int | None = None) -> Any:
-    """``function(*arguments)`` as a Dask task; a tuple of tasks where it returns a tuple of `outputs`.
-
-    Keys are unique, so that a cluster never takes a task of one iteration for that of another.
-    """
-    name = function.__name__.strip("_").replace("_", "-")
-    result = delayed(function, pure=False, traverse=False, nout=outputs)(
-        *arguments, dask_key_name=f"{name}-{uuid4().hex}"
-    )
-    return result if outputs is None else tuple(result)
-
-
-def share(value: Any) -> Any:
-    """One copy of an array for all tasks of a graph: something that tasks take as an argument.
-
-    On a cluster it is sent there once, beside the graph; inside the graph it would pass through the scheduler with it.
-    """
-    client = getattr(get_scheduler(), "__self__", None)
-    if client is not None:
-        return client.scatter(value, hash=False)
-    return delayed(value, pure=False, traverse=False)
-
-
 def share_dictionary(atoms: np.ndarray | Delayed, mean: np.ndarray | None, n_atoms: int) -> SharedDictionary:
     """A dictionary for all tasks of a graph, with its Gram matrix as a task of that graph.
 
@@ -110,57 +112,54 @@ def share_dictionary(atoms: np.ndarray | Delayed, mean: np.ndarray | None, n_ato
     n_atoms : int
         m.
     """
-    shared = atoms if isinstance(atoms, Delayed) else share(atoms)
+    shared = task(_wrap, atoms) if isinstance(atoms, Delayed) else share(AtomVectors(atoms))
     panels = [task(_gram_panel, shared, start) for start in panel_starts(n_atoms)]
-    gram, coherence, seconds = task(_assemble_gram, panels, outputs=3)
+    gram = task(_assemble_gram, panels)
+    coherence, seconds = task(_gram_facts, gram, outputs=2)
     return SharedDictionary(shared, mean, gram, coherence, seconds)
 
 
+def _wrap(atoms: np.ndarray) -> AtomVectors:
+    return AtomVectors(np.require(atoms, requirements="A"))
+
+
 @single_threaded()
-def _gram_panel(atoms: np.ndarray, start: int) -> tuple[np.ndarray, dict[str, float]]:
+def _gram_panel(atoms: AtomVectors, start: int) -> tuple[np.ndarray, dict[str, float]]:
     seconds: dict[str, float] = {}
     with timed(seconds, "gram"):
-        panel = gram_panel(atoms, start)
+        panel = gram_panel(atoms.vectors, start)
     return panel, seconds
 
 
-def _assemble_gram(
-    panels: list[tuple[np.ndarray, dict[str, float]]],
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+def _assemble_gram(panels: list[tuple[np.ndarray, dict[str, float]]]) -> Gram:
     seconds = reduce(add_seconds, (panel_seconds for _, panel_seconds in panels))
     with timed(seconds, "gram"):
-        gram, coherence = assemble_gram([panel for panel, _ in panels])
-    return gram, coherence, seconds
+        products, coherence = assemble_gram([panel for panel, _ in panels])
+    return Gram(products, coherence, seconds)
 
 
-def tree_sum(parts: Sequence[Delayed]) -> Delayed:
-    """Sum over chunks as a tree of fixed shape in chunk order: the same bits on any number of workers."""
-    while len(parts) > 1:
-        parts = [task(_sum_in_order, list(parts[i : i + FAN_IN])) for i in range(0, len(parts), FAN_IN)]
-    return parts[0]
+def _gram_facts(gram: Gram) -> tuple[np.ndarray, dict[str, float]]:
+    return gram.coherence, gram.seconds
 
 
-def _sum_in_order(parts: list[Any]) -> Any:
-    return reduce(add, parts)
-
-
-def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> tuple[Delayed, Delayed]:
+def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> tuple[Lazy, Lazy]:
     """Indices and values of one chunk, as tasks: (n, k) int32 and (n, k) floats."""
     return task(_encode, rows, *dictionary[:3], pursuit, outputs=2)
 
 
 @single_threaded()
-def _encode(rows: Any, atoms: np.ndarray, mean: np.ndarray | None, gram: np.ndarray, pursuit: Pursuit) -> Codes:
-    return kernels.encode(rows, atoms, gram, mean, pursuit)
+def _encode(rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit) -> Codes:
+    return kernels.encode(rows, atoms.vectors, gram.products, mean, pursuit)
 
 
 def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit: Pursuit) -> Delayed:
     """`EncodingStatistics` of all chunks together, as a task."""
-    return tree_sum([task(_evaluate, rows, *dictionary[:3], pursuit) for rows in chunks])
+    return delayed_of(tree_sum([task(_evaluate, rows, *dictionary[:3], pursuit) for rows in chunks]))[0]
 
 
 @single_threaded()
 def _evaluate(
-    rows: Any, atoms: np.ndarray, mean: np.ndarray | None, gram: np.ndarray, pursuit: Pursuit
+    rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit
 ) -> EncodingStatistics:
-    return EncodingStatistics.of(kernels.encode_with_residual(rows, atoms, gram, mean, pursuit), len(atoms))
+    encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.products, mean, pursuit)
+    return EncodingStatistics.of(encoding, len(atoms.vectors))

@@ -12,7 +12,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
-from dbksvd_dask.encoding import EncodingStatistics, SharedDictionary, add_seconds, task, tree_sum
+from dbksvd_dask.encoding import (
+    AtomVectors,
+    EncodingStatistics,
+    Gram,
+    SharedDictionary,
+    add_seconds,
+)
+from dbksvd_dask.graph import Lazy, delayed_of, task, tree_sum
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels import cpu
@@ -46,22 +53,6 @@ class IterationTasks(NamedTuple):
     """`EncodingStatistics` of the batch under the dictionary that the iteration began with."""
     update_seconds: Delayed
     """Task seconds of the update, by stage."""
-
-
-class AtomVectors(NamedTuple):
-    """One vector for each atom of an inner batch, and what it took."""
-
-    vectors: np.ndarray
-    """(w, d) floats."""
-    seconds: dict[str, float]
-    """Task seconds by stage."""
-
-    def __add__(self, other: "AtomVectors") -> "AtomVectors":  # type: ignore[override]
-        """Sum over two sets of chunks."""
-        seconds = add_seconds(self.seconds, other.seconds)
-        with timed(seconds, "update"):
-            vectors = self.vectors + other.vectors
-        return AtomVectors(vectors, seconds)
 
 
 class Candidates(NamedTuple):
@@ -101,8 +92,7 @@ def iterate(
     )
     batch_statistics = tree_sum(statistics)
     if all_at_once:
-        members = task(_places, np.arange(n_atoms), n_atoms)
-        new = _update_atoms(states, members, dictionary.atoms, tree_sum(first_passes), update)
+        new = _update_atoms(states, np.arange(n_atoms), n_atoms, dictionary.atoms, tree_sum(first_passes), update)
     else:
         new = _update_in_inner_batches(states, dictionary.atoms, n_atoms, pursuit.nonnegative, update, seed)
     worst = [
@@ -111,36 +101,35 @@ def iterate(
         if update.replace_unused == "residual"
     ]
     atoms, seconds = task(_replace_unused, new, batch_statistics, worst, update.replace_unused, seed, outputs=2)
-    return IterationTasks(atoms, batch_statistics, seconds)
+    return IterationTasks(*delayed_of(atoms, batch_statistics, seconds))
 
 
 def _update_in_inner_batches(
-    states: Sequence[Delayed],
+    states: Sequence[Lazy],
     atoms: Any,
     n_atoms: int,
     nonnegative: bool,
     update: Update,
     seed: Sequence[int],
-) -> Delayed:
+) -> Lazy:
     """`AtomVectors` of the new dictionary, inner batch by inner batch (paper, section 4.1)."""
     order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
     size = update.inner_batch_size or n_atoms
     batches = [order[i : i + size] for i in range(0, n_atoms, size)]
     updated = []
     for batch in batches:
-        members = task(_places, batch, n_atoms)
         old = task(_take, atoms, batch)
-        first_pass = tree_sum([task(_atom_pass, state, members, old, old) for state in states])
-        new = _update_atoms(states, members, old, first_pass, update)
+        first_pass = tree_sum([task(_atom_pass, state, batch, n_atoms, old, old) for state in states])
+        new = _update_atoms(states, batch, n_atoms, old, first_pass, update)
         updated.append(new)
         if batch is not batches[-1]:  # the codes are computed anew in the next iteration
-            states = [task(_project_in_turn, state, members, old, new, nonnegative) for state in states]
+            states = [task(_project_in_turn, state, batch, n_atoms, old, new, nonnegative) for state in states]
     return task(_join, order, updated)
 
 
 def _update_atoms(
-    states: Sequence[Delayed], members: Delayed, old: Any, first_pass: Delayed, update: Update
-) -> Delayed:
+    states: Sequence[Lazy], batch: np.ndarray, n_atoms: int, old: Any, first_pass: Lazy, update: Update
+) -> Lazy:
     """`AtomVectors` of the new atoms of one inner batch, all from the same dictionary, codes and residual."""
     basis, products = [old], [first_pass]
     for _ in range(update.n_passes - 1):
@@ -148,22 +137,23 @@ def _update_atoms(
             basis.append(task(_next_direction, basis, products[-1]))
         else:
             basis, products = [task(_new_atoms, basis, products, old)], []
-        products.append(tree_sum([task(_atom_pass, state, members, old, basis[-1]) for state in states]))
+        passes = [task(_atom_pass, state, batch, n_atoms, old, basis[-1]) for state in states]
+        products.append(tree_sum(passes))
     return task(_new_atoms, basis, products, old)
 
 
 @single_threaded()
 def _encode(
-    rows: Any, atoms: np.ndarray, mean: np.ndarray | None, gram: np.ndarray, pursuit: Pursuit, with_first_pass: bool
+    rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit, with_first_pass: bool
 ) -> tuple[EncodedChunk, EncodingStatistics, np.ndarray, AtomVectors | None]:
-    encoding = kernels.encode_with_residual(rows, atoms, gram, mean, pursuit)
-    statistics = EncodingStatistics.of(encoding, len(atoms))
+    encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.products, mean, pursuit)
+    statistics = EncodingStatistics.of(encoding, len(atoms.vectors))
     errors = relative_errors(encoding.squared_norms, encoding.chunk.residual)
     if not with_first_pass:
         return encoding.chunk, statistics, errors, None
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        sums = kernels.first_pass(encoding, atoms)
+        sums = kernels.first_pass(encoding, atoms.vectors)
     return encoding.chunk, statistics, errors, AtomVectors(sums, seconds)
 
 
@@ -174,8 +164,8 @@ def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
     return places
 
 
-def _take(atoms: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    return atoms[batch]
+def _take(atoms: AtomVectors, batch: np.ndarray) -> AtomVectors:
+    return AtomVectors(atoms.vectors[batch])
 
 
 def _join(order: np.ndarray, updated: list[AtomVectors]) -> AtomVectors:
@@ -186,38 +176,34 @@ def _join(order: np.ndarray, updated: list[AtomVectors]) -> AtomVectors:
 
 @single_threaded()
 def _atom_pass(
-    state: EncodedChunk, members: np.ndarray, old: np.ndarray, direction: np.ndarray | AtomVectors
+    state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, direction: AtomVectors
 ) -> AtomVectors:
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        sums = kernels.atom_pass(state, members, old, _vectors(direction))
+        sums = kernels.atom_pass(state, _places(batch, n_atoms), old.vectors, direction.vectors)
     return AtomVectors(sums, seconds)
 
 
-def _next_direction(basis: list[np.ndarray | AtomVectors], product: AtomVectors) -> AtomVectors:
+def _next_direction(basis: list[AtomVectors], product: AtomVectors) -> AtomVectors:
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        direction = cpu.next_direction(tuple(map(_vectors, basis)), product.vectors)
+        direction = cpu.next_direction(tuple(q.vectors for q in basis), product.vectors)
     return AtomVectors(direction, seconds)
 
 
 @single_threaded()
-def _new_atoms(basis: list[np.ndarray | AtomVectors], products: list[AtomVectors], old: np.ndarray) -> AtomVectors:
-    spent = (vectors.seconds for vectors in [*basis, *products] if isinstance(vectors, AtomVectors))
-    seconds = reduce(add_seconds, spent)
+def _new_atoms(basis: list[AtomVectors], products: list[AtomVectors], old: AtomVectors) -> AtomVectors:
+    seconds = reduce(add_seconds, (vectors.seconds for vectors in [*basis, *products]))
     with timed(seconds, "update"):
-        atoms = cpu.ritz_vectors(tuple(map(_vectors, basis)), tuple(map(_vectors, products)), old)
+        krylov = tuple(q.vectors for q in basis), tuple(product.vectors for product in products)
+        atoms = cpu.ritz_vectors(*krylov, old.vectors)
     return AtomVectors(atoms, seconds)
 
 
-def _vectors(vectors: np.ndarray | AtomVectors) -> np.ndarray:
-    return vectors.vectors if isinstance(vectors, AtomVectors) else vectors
-
-
 def _project_in_turn(
-    state: EncodedChunk, members: np.ndarray, old: np.ndarray, new: AtomVectors, nonnegative: bool
+    state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, new: AtomVectors, nonnegative: bool
 ) -> EncodedChunk:
-    return kernels.project_in_turn(state, members, old, new.vectors, nonnegative)
+    return kernels.project_in_turn(state, _places(batch, n_atoms), old.vectors, new.vectors, nonnegative)
 
 
 def _worst_samples(state: EncodedChunk, errors: np.ndarray, statistics: EncodingStatistics) -> Candidates:

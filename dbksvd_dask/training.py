@@ -14,7 +14,8 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dbksvd_dask.batches import OuterBatches, read_in_order
-from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary, task
+from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
+from dbksvd_dask.graph import delayed_of, task
 from dbksvd_dask.history import QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import complete_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
@@ -81,10 +82,9 @@ def train(
             if held_out is not None:
                 updated = share_dictionary(tasks.atoms, training.mean, n_atoms)
                 validated = evaluate_chunks(held_out, updated, training.pursuit)
-            (atoms, batch, update_seconds), coherence, gram_seconds, validated = dask.compute(
-                tasks, dictionary.coherence, dictionary.gram_seconds, validated
-            )
-            del chunks, dictionary, tasks
+            facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
+            (atoms, batch, update_seconds), (coherence, gram_seconds), validated = dask.compute(tasks, facts, validated)
+            del chunks, dictionary, tasks, facts
             n_samples_seen += batch.errors.n_samples
             seconds = reduce(add_seconds, [{"wait": wait}, batch.seconds, update_seconds, gram_seconds])
             record = _record(iteration, n_samples_seen, batch, validated, coherence, seconds, perf_counter() - start)
@@ -97,7 +97,7 @@ def train(
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
     """All rows, where the tasks run; a row that is not finite is an error here."""
     chunks = dask.persist(*(rows for _, rows in read_in_order(embeddings)))
-    dask.compute([task(len, chunk) for chunk in chunks])
+    dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
     return chunks
 
 
@@ -173,12 +173,13 @@ def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype,
 def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:
     """The chosen rows of the chunks one below the other; only they leave the workers."""
     persisted = dask.persist(*chunks)
-    ends = np.cumsum(dask.compute(*[task(_count_rows, chunk) for chunk in persisted]))
+    ends = np.cumsum(dask.compute(*delayed_of(*[task(_count_rows, chunk) for chunk in persisted])))
     home = np.searchsorted(ends, chosen, side="right")
     starts = np.concatenate([[0], ends[:-1]])
     wanted = [np.flatnonzero(home == chunk) for chunk in range(len(ends))]
     per_chunk = zip(persisted, wanted, starts, strict=True)
-    taken = dask.compute(*[task(_take_rows, rows, chosen[places] - start) for rows, places, start in per_chunk])
+    takes = [task(_take_rows, rows, chosen[places] - start) for rows, places, start in per_chunk]
+    taken = dask.compute(*delayed_of(*takes))
     return np.concatenate(taken)[np.argsort(np.concatenate(wanted))]
 
 

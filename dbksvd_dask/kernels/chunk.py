@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.transfer import Transferable
 
 ROWS_PER_BLOCK = 1024
 """Rows whose products ``Y Dᵀ`` are formed at a time: enough for BLAS, few enough to stay in cache for the pursuit."""
@@ -42,7 +43,8 @@ class Codes(NamedTuple):
     """(n, k) floats: its coefficient, 0 in empty slots."""
 
 
-class EncodedChunk(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EncodedChunk(Transferable):
     """A chunk as the dictionary update needs it."""
 
     indices: np.ndarray
