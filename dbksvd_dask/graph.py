@@ -75,7 +75,7 @@ def share(value: Any) -> Any:
     On a cluster it is sent there once, beside the graph; inside the graph it would pass through the scheduler with it.
     """
     client = getattr(get_scheduler(), "__self__", None)
-    return task(_itself, value) if client is None else client.scatter(value, hash=False)
+    return task(_itself, value) if client is None else client.scatter(value, hash=False, broadcast=True)
 
 
 def _itself(value: Any) -> Any:
