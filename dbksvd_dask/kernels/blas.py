@@ -1,8 +1,11 @@
 """One BLAS thread inside a task: the parallelism is Dask's, over chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -27,7 +30,7 @@ def single_threaded() -> Iterator[None]:
     global _holders, _limits
     with _lock:
         if _holders == 0:
-            _limits = threadpool_limits(limits=1, user_api="blas")
+            _limits = _in_own_thread(partial(threadpool_limits, limits=1, user_api="blas"))
         _holders += 1
     try:
         yield
@@ -35,5 +38,11 @@ def single_threaded() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0 and _limits is not None:
-                _limits.restore_original_limits()
+                _in_own_thread(_limits.restore_original_limits)
                 _limits = None
+
+
+def _in_own_thread(function: Callable[[], Any]) -> Any:
+    """Call `function` in a thread that ends: threadpoolctl ignores all threads but the first, as long as that lives."""
+    with ThreadPoolExecutor(1) as own:
+        return own.submit(function).result()
