@@ -43,6 +43,8 @@ class OuterBatches:
     seed : int
     first_iteration : int
         The iteration that the first epoch begins with.
+    name : str
+        What errors call the embeddings.
 
     Examples
     --------
@@ -59,7 +61,9 @@ class OuterBatches:
         shuffle: Literal["chunks"] | None,
         seed: int,
         first_iteration: int = 0,
+        name: str = "Y",
     ) -> None:
+        self.name = name
         self.first_iteration = first_iteration
         self.embeddings = embeddings
         self.shuffle = shuffle
@@ -92,7 +96,8 @@ class OuterBatches:
         n_rows = last - first
         n_tasks = max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
         bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
-        return _read_pieces(self.embeddings, [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)])
+        pieces = [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
+        return _read_pieces(self.embeddings, pieces, self.name)
 
     def _bounds(self, iteration: int) -> tuple[int, int]:
         """Positions in the epoch's row order at which the batch begins and ends."""
@@ -114,7 +119,7 @@ class OuterBatches:
         return segments
 
 
-def read_in_order(embeddings: da.Array) -> list[tuple[int, Any]]:
+def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Any]]:
     """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last; before each how many.
 
     Raises
@@ -125,31 +130,31 @@ def read_in_order(embeddings: da.Array) -> list[tuple[int, Any]]:
     rows = OuterBatches(embeddings, len(embeddings), None, seed=0)
     bounds = [*range(0, len(embeddings), ROWS_PER_TASK), len(embeddings)]
     order = np.arange(embeddings.numblocks[0])
-    tasks = _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)])
+    tasks = _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)], name)
     return list(zip(np.diff(bounds).tolist(), tasks, strict=True))
 
 
-def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]]) -> list[Any]:
+def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -> list[Any]:
     """One task a piece; a chunk that several pieces need is read once."""
     chunks = {segment.chunk for piece in pieces for segment in piece}
     blocks = {chunk: embeddings.blocks[chunk].to_delayed().item() for chunk in chunks}
     return delayed_of(
-        *[task(_read_rows, [blocks[segment.chunk] for segment in piece], tuple(piece)) for piece in pieces]
+        *[task(_read_rows, [blocks[segment.chunk] for segment in piece], tuple(piece), name) for piece in pieces]
     )
 
 
-def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...]) -> list[np.ndarray]:
-    return [check_finite(block, segment) for block, segment in zip(blocks, segments, strict=True)]
+def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: str) -> list[np.ndarray]:
+    return [check_finite(block, segment, name) for block, segment in zip(blocks, segments, strict=True)]
 
 
-def check_finite(block: np.ndarray, segment: Segment) -> np.ndarray:
+def check_finite(block: np.ndarray, segment: Segment, name: str) -> np.ndarray:
     """The rows of a segment of a chunk, or a ValueError that names the first one that is not finite."""
     rows = block[segment.rows]
     bad = first_nonfinite_row(rows)
     if bad >= 0:
         place = range(len(block))[segment.rows][bad] if isinstance(segment.rows, slice) else segment.rows[bad]
         raise ValueError(
-            f"Input Y contains NaN or infinity: row {segment.first_row + place}, in chunk {segment.chunk}, is the "
+            f"{name} contains NaN or infinity: row {segment.first_row + place}, in chunk {segment.chunk}, is the "
             "first found. Drop such rows or repair them."
         )
     return rows

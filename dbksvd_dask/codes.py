@@ -45,6 +45,10 @@ class SparseCodes:
 
     def __post_init__(self) -> None:
         """Check that the two arrays go together."""
+        kinds = {type(array) for array in (self.indices, self.values)}
+        if kinds != {np.ndarray} and kinds != {da.Array}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise TypeError(f"indices and values must be both NumPy arrays or both dask arrays, not {names}")
         if self.indices.ndim != 2 or self.indices.shape != self.values.shape:
             raise ValueError(
                 f"indices {self.indices.shape} and values {self.values.shape} must both be (samples, slots)"
@@ -117,6 +121,9 @@ class SparseCodes:
         FileExistsError
             If there is something at `path` that may not be replaced.
         """
+        taken = {"indices", "values"}.intersection(self.coords)
+        if taken:
+            raise ValueError(f"coordinates {sorted(taken)} are called like the codes' own arrays: rename them")
         write_store(self.to_xarray(), path, "codes", overwrite=overwrite)
 
 
@@ -144,6 +151,6 @@ def open_codes(path: str | os.PathLike[str]) -> SparseCodes:
     ...     open_codes(f"{folder}/codes.zarr")
     <SparseCodes: 1 samples x 3 atoms, at most 2 nonzero, float64, lazy, 1 chunks>
     """
-    dataset = open_store(path, "codes")
+    dataset = open_store(path, "codes", ["indices", "values", "n_atoms"])
     coords = {str(name): coord for name, coord in dataset.coords.items()}
     return SparseCodes(dataset.indices.data, dataset["values"].data, dataset.attrs["n_atoms"], coords)

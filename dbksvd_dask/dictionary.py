@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal
 
 import dask.array as da
@@ -75,13 +76,12 @@ class Dictionary:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.atoms = check_atoms(atoms, "atoms")
-        if mean is not None and np.shape(mean) != (self.n_features,):
-            raise ValueError(f"mean has shape {np.shape(mean)}: the atoms have {self.n_features} features")
-        self.mean = None if mean is None else np.asarray(mean, dtype=self.atoms.dtype)
-        self.n_nonzero_coefs = n_nonzero_coefs
+        self.mean = None if mean is None else self._check_mean(np.asarray(mean))
+        self.n_nonzero_coefs = None if n_nonzero_coefs is None else self._check_k(n_nonzero_coefs)
         self.encoder = encoder
         self.nonnegative = nonnegative
         self.rtol = rtol
+        Pursuit(1, encoder, nonnegative, rtol)  # refuses what does not go together
         self.history = xr.Dataset() if history is None else history
         self.provenance = dict(provenance or {})
 
@@ -172,15 +172,29 @@ class Dictionary:
         k = self.n_nonzero_coefs if n_nonzero_coefs is None else n_nonzero_coefs
         if k is None:
             raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs to encode")
-        if not 1 <= k <= self.n_atoms:
-            raise ValueError(f"n_nonzero_coefs={k} must be between 1 and the number of atoms, {self.n_atoms}")
         return Pursuit(
-            int(k),
+            self._check_k(k),
             encoder=self.encoder if encoder is None else encoder,
             nonnegative=self.nonnegative if nonnegative is None else nonnegative,
             rtol=self.rtol if rtol is None else rtol,
             refit=refit,
         )
+
+    def _check_k(self, k: int) -> int:
+        if not isinstance(k, Integral):
+            raise TypeError(f"n_nonzero_coefs={k!r} must be a whole number")
+        if not 1 <= k <= self.n_atoms:
+            raise ValueError(f"n_nonzero_coefs={k} must be between 1 and the number of atoms, {self.n_atoms}")
+        return int(k)
+
+    def _check_mean(self, mean: np.ndarray) -> np.ndarray:
+        if mean.dtype.kind not in "fiu":
+            raise TypeError(f"mean has dtype {mean.dtype}: it must be real numbers")
+        if mean.shape != (self.n_features,):
+            raise ValueError(f"mean has shape {mean.shape}: the atoms have {self.n_features} features")
+        if not np.isfinite(mean).all():
+            raise ValueError(f"mean of feature {np.flatnonzero(~np.isfinite(mean))[0]} is not finite")
+        return mean.astype(self.dtype)
 
     def decode(self, codes: SparseCodes | csr_array | np.ndarray) -> np.ndarray | xr.DataArray:
         """Reconstruct embeddings from their codes: ``X D``, plus the mean where there is one.
@@ -199,16 +213,19 @@ class Dictionary:
         ValueError
             If the codes are of another number of atoms.
         """
+        if len(codes.shape) != 2:
+            raise ValueError(f"the codes have shape {codes.shape}: they are two-dimensional, (samples, atoms)")
         if codes.shape[1] != self.n_atoms:
             raise ValueError(f"the codes are over {codes.shape[1]} atoms, but the dictionary has {self.n_atoms}")
         if not isinstance(codes, SparseCodes):
             matrix = codes if issparse(codes) else np.asarray(codes)
             return np.asarray(matrix @ self.atoms, dtype=self.dtype) + (0 if self.mean is None else self.mean)
-        if not isinstance(codes.indices, da.Array):
+        if isinstance(codes.indices, np.ndarray) or isinstance(codes.values, np.ndarray):
             return reconstruct(codes.indices, codes.values, self.atoms, self.mean)
         atoms = delayed(self.atoms, pure=False, traverse=False)
-        values = da.asarray(codes.values).rechunk(codes.indices.chunks)
-        pairs = zip(codes.indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True)
+        indices = codes.indices.rechunk({1: -1})
+        values = codes.values.rechunk(indices.chunks)
+        pairs = zip(indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True)
         calls = [task(reconstruct, *pair, atoms, self.mean) for pair in pairs]
         shapes = [(n_rows, self.n_features) for n_rows in values.chunks[0]]
         return xr.DataArray(_concatenate(calls, shapes, self.dtype), dims=("sample", "feature"), coords=codes.coords)
@@ -223,7 +240,7 @@ class Dictionary:
         if self.mean is not None:
             dataset = dataset.assign(mean=("feature", self.mean))
         return dataset.assign_attrs(
-            n_nonzero_coefs=-1 if self.n_nonzero_coefs is None else int(self.n_nonzero_coefs),
+            n_nonzero_coefs=-1 if self.n_nonzero_coefs is None else self.n_nonzero_coefs,
             encoder=self.encoder,
             nonnegative=int(self.nonnegative),
             rtol=float(self.rtol),
@@ -279,10 +296,17 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     ...     open_dictionary(f"{folder}/dictionary.zarr")
     <Dictionary: 2 atoms x 2 features, float64, k=1>
     """
-    dataset = open_store(path, "dictionary").load()
+    try:
+        dataset = open_store(path, "dictionary", ["atoms", "n_nonzero_coefs", "encoder", "provenance"]).load()
+    except RuntimeError as error:  # a chunk that cannot be decompressed
+        raise ValueError(f"{path} cannot be read: is its writing not complete? {error}") from error
     k = dataset.attrs["n_nonzero_coefs"]
     history = dataset.drop_vars(["atoms", "mean"], errors="ignore")
     history.attrs = {}
+    try:
+        provenance = json.loads(dataset.attrs["provenance"])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the provenance of {path} is not JSON: {error}") from error
     return Dictionary(
         dataset.atoms.values,
         None if k < 0 else k,
@@ -291,7 +315,7 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
         nonnegative=bool(dataset.attrs["nonnegative"]),
         rtol=dataset.attrs["rtol"],
         history=history,
-        provenance=json.loads(dataset.attrs["provenance"]),
+        provenance=provenance,
     )
 
 
@@ -307,7 +331,7 @@ def check_atoms(atoms: np.ndarray, name: str) -> np.ndarray:
     ValueError: init row 0 has norm 5: atoms have unit norm; divide each row by its norm
     """
     array = np.asarray(atoms)
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f'{name} has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}: atoms are two-dimensional, (atoms, features), and not empty")

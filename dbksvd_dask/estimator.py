@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -94,7 +94,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     n_features_in_ : int
         d.
     stopped_by_ : str
-        Why the last fit ended: "max_iter", "interrupt", or the name of a callback.
+        Why the last fit ended: "max_iter", "interrupt", "error", or the name of a callback.
 
     References
     ----------
@@ -201,16 +201,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             If they are empty, have fewer samples than there are atoms, or hold a row that is not finite; if the
             validation embeddings have another number of features; or if a parameter does not fit.
         """
-        if y is not None and np.ndim(y) == 2:
-            raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
+        self._refuse_second(y)
         self._validate_params()
-        embeddings = self._open(Y, reset=True)
-        held_out = None if validation is None else self._open(validation, reset=False, name="validation")
-        self._check_sizes(embeddings)
-        self._begin(embeddings)
-        batches = self._batches(embeddings)
-        self.components_ = self._first_atoms(batches)
-        self._train(batches, held_out, self.max_iter)
+        with self._unchanged_unless_iterated():
+            self._iterations: list[Iteration] = []
+            embeddings = self._open(Y, reset=True)
+            held_out = None if validation is None else self._open(validation, reset=False, name="validation")
+            self._check_parameters(embeddings)
+            self._begin(embeddings)
+            batches = self._batches(embeddings)
+            self.components_ = self._first_atoms(batches)
+            self._train(batches, held_out, self.max_iter)
         return self
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
@@ -223,16 +224,18 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         y : None
             Ignored.
         """
+        self._refuse_second(y)
         self._validate_params()
         fitted = hasattr(self, "components_")
-        embeddings = self._open(Y, reset=not fitted)
-        if not fitted:
-            self._check_sizes(embeddings)
-            self._begin(embeddings)
-        batches = self._batches(embeddings)
-        if not fitted:
-            self.components_ = self._first_atoms(batches)
-        self._train(batches, None, batches.n_batches)
+        with self._unchanged_unless_iterated():
+            embeddings = self._open(Y, reset=not fitted)
+            self._check_parameters(embeddings, fitted)
+            if not fitted:
+                self._begin(embeddings)
+            batches = self._batches(embeddings)
+            if not fitted:
+                self.components_ = self._first_atoms(batches)
+            self._train(batches, None, batches.n_batches)
         return self
 
     def transform(self, Y: Source) -> csr_array | SparseCodes:
@@ -315,39 +318,80 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             embeddings = open_embeddings(Y)
             if reset:
                 self.n_features_in_ = embeddings.shape[1]
-            elif embeddings.shape[1] != self.n_features_in_:
-                raise ValueError(
-                    f"{name} has {embeddings.shape[1]} features, but DBKSVD is expecting {self.n_features_in_} features"
-                )
+            self._check_features(embeddings.shape[1], name)
             return embeddings
-        rows = validate_data(self, Y, reset=reset, dtype=None, ensure_all_finite=False)
+        if isinstance(Y, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a MaskedArray, whose mask would be lost: drop or fill what it masks first")
+        if name == "Y":
+            rows = validate_data(self, Y, reset=reset, dtype=None, ensure_all_finite=False)
+        else:
+            rows = check_array(Y, dtype=None, ensure_all_finite=False, input_name=name)
+            self._check_features(rows.shape[1], name)
         embeddings = open_embeddings(rows)
         # What is in memory is checked before any work; what is read later, when it is read.
         starts = np.cumsum([0, *embeddings.data.chunks[0]])
         for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
-            check_finite(rows, Segment(chunk, 0, slice(start, stop)))
+            check_finite(rows, Segment(chunk, 0, slice(start, stop)), name)
         return embeddings
 
-    def _check_sizes(self, embeddings: xr.DataArray) -> None:
-        if len(embeddings) < self.n_components:
+    def _check_features(self, n_features: int, name: str) -> None:
+        if n_features != self.n_features_in_:
+            raise ValueError(
+                f"{name} has {n_features} features, but DBKSVD is expecting {self.n_features_in_} features"
+            )
+
+    def _check_parameters(self, embeddings: xr.DataArray, fitted: bool = False) -> None:
+        """Refuse what scikit-learn's declarative constraints cannot say."""
+        if fitted and len(self.components_) != self.n_components:
+            raise ValueError(
+                f"n_components={self.n_components} differs from the {len(self.components_)} atoms learned so far: "
+                "fit anew, or set it back"
+            )
+        if not fitted and len(embeddings) < self.n_components:
             raise ValueError(
                 f"n_samples={len(embeddings)} is smaller than n_components={self.n_components}: "
                 "pass more samples, or ask for fewer atoms"
             )
         if self.n_nonzero_coefs > self.n_components:
             raise ValueError(f"n_nonzero_coefs={self.n_nonzero_coefs} exceeds n_components={self.n_components}")
-        if self.nonnegative and self.encoder == "omp":
-            raise ValueError('nonnegative=True needs encoder="mp": least-squares coefficients may be negative')
+        if self.dtype is not None and np.dtype(self.dtype) not in (np.float32, np.float64):
+            raise ValueError(
+                f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {self.dtype!r} instead."
+            )
+        _ = self._pursuit  # refuses what does not go together
         for callback in self.callbacks:
+            if isinstance(callback, type):
+                raise TypeError(f"callback {callback.__name__} is a class: pass an instance, {callback.__name__}()")
             if not callable(callback):
                 raise TypeError(f"callback {callback!r} cannot be called: pass callables (model, iteration)")
+
+    @staticmethod
+    def _refuse_second(y: Any) -> None:
+        """Say that held-out embeddings go by keyword; scikit-learn's own targets pass."""
+        rows = isinstance(y, list) and len(y) > 0 and isinstance(y[0], list)
+        if rows or isinstance(y, str | os.PathLike) or getattr(y, "ndim", 1) == 2:
+            raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
+
+    @contextmanager
+    def _unchanged_unless_iterated(self) -> Iterator[None]:
+        """Leave the model as it was, if what happens inside fails before the first iteration has ended."""
+        before = vars(self).copy()
+        n_before = len(before.get("_iterations", ()))
+        try:
+            yield
+        except BaseException:
+            iterations = self._iterations if hasattr(self, "_iterations") else []
+            if len(iterations) == (n_before if iterations is before.get("_iterations") else 0):
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
 
     def _begin(self, embeddings: xr.DataArray) -> None:
         """Forget what was learned before, and set what stays the same while iterating."""
         dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
         self._dtype = np.result_type(dtype, np.float32)
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        self._iterations: list[Iteration] = []
+        self._iterations = []
         self.n_iter_ = 0
         self.mean_ = embeddings_mean(embeddings.data, self._dtype) if self.center else None
 
@@ -385,7 +429,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         held_out = None if validation is None else validation.data
         seen = self._iterations[-1].n_samples_seen if self._iterations else 0
         iterations = train(batches, held_out, self._training, self.components_, self.n_iter_, n_iterations, seen)
-        self.stopped_by_ = "max_iter"
+        n_before = self.n_iter_
+        self.stopped_by_ = "error"
         with ExitStack() as stack:
             stack.enter_context(closing(iterations))
             for callback in self.callbacks:
@@ -401,8 +446,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     if asking:
                         self.stopped_by_ = getattr(asking[0], "__name__", type(asking[0]).__name__)
                         break
+                else:
+                    self.stopped_by_ = "max_iter"
             except KeyboardInterrupt:
-                if not self._iterations:
+                if self.n_iter_ == n_before:
                     raise
                 self.stopped_by_ = "interrupt"
 
@@ -411,10 +458,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         parameters = self.get_params(deep=False)
         del parameters["callbacks"]
         return {
-            "parameters": {
-                name: value if isinstance(value, str | int | float | None) else str(type(value).__name__)
-                for name, value in parameters.items()
-            },
+            "parameters": {name: _plain(value) for name, value in parameters.items()},
             "seed": self._seed,
             "n_iter": self.n_iter_,
             "n_samples_seen": self._iterations[-1].n_samples_seen if self._iterations else 0,
@@ -430,6 +474,15 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    """The value of a parameter as JSON has it; of an array only that it is one."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, type | np.dtype):
+        return np.dtype(value).name
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def _is_lazy(Y: Source) -> bool:

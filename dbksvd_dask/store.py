@@ -1,15 +1,20 @@
 """Zarr stores that are written whole or not at all, and opened only if they are what they should be."""
 
+import ctypes
 import os
 import shutil
 import warnings
+from collections.abc import Hashable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from time import sleep
 from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 import zarr
+
+from dbksvd_dask.embeddings.opening import check_complete
 
 FORMAT_VERSION = 1
 _FORMAT = "dbksvd_dask "
@@ -43,15 +48,11 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     if target.exists() or target.is_symlink():
         if not overwrite:
             raise FileExistsError(f"{target} exists: choose another path, or pass overwrite=True")
-        open_store(target, kind).close()  # replaces only what it could have written
+        if store_kind(target) != kind:
+            raise FileExistsError(f"{target} is not a {kind} store of dbksvd_dask, so it is not overwritten")
+        target = target.resolve()
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
-    # zarr 3 has no specified data type for NumPy's fixed-length strings.
-    text = {
-        name: dataset[name].astype(np.dtypes.StringDType())
-        for name in dataset.variables
-        if dataset[name].dtype.kind == "U"
-    }
-    stamped = dataset.assign(text).assign_attrs(
+    stamped = _storable(dataset).assign_attrs(
         dataset.attrs, format=_FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
     )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,20 +60,60 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
         with warnings.catch_warnings():
             # Not in the zarr 3 specification yet; but without it xarray warns at every opening.
             warnings.filterwarnings("ignore", "Consolidated metadata")
-            stamped.to_zarr(partial, mode="w", zarr_format=3, consolidated=True)
+            # Empty chunks too, so that a missing one tells of a damaged store.
+            stamped.to_zarr(partial, mode="w", zarr_format=3, consolidated=True, write_empty_chunks=True)
         if target.exists():
-            replaced = target.with_name(f".{target.name}.{uuid4().hex[:8]}.replaced")
-            target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
+            _exchange(partial, target)
         else:
             partial.rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
-def open_store(path: str | os.PathLike[str], kind: str) -> xr.Dataset:
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    """The Dataset in chunks and data types that zarr 3 has, free of how its variables were stored elsewhere."""
+    # zarr 3 has no specified data type for NumPy's fixed-length strings, nor for objects.
+    names = [name for name, variable in dataset.variables.items() if variable.dtype.kind in "UO"]
+    stored = dataset.assign({name: dataset[name].astype(np.dtypes.StringDType()) for name in names}).drop_encoding()
+    chunks: dict[Hashable, int] = {}
+    for variable in stored.variables.values():
+        for dim, sizes in variable.chunksizes.items():
+            chunks[dim] = max(chunks.get(dim, 1), *sizes)
+    return stored.chunk(chunks) if chunks else stored
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Let two folders change places, in one step where the system can (Linux)."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>
+    if renameat2 and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
+        return
+    aside = first.with_suffix(".replaced")
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which tasks of a failed write may still be writing."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        sleep(0.05)
+
+
+def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -> xr.Dataset:
     """Open a store that `write_store` has written, lazily.
+
+    Parameters
+    ----------
+    path : path
+        Local folder.
+    kind : str
+        As it was written.
+    needed : sequence of str
+        Variables and attributes without which it is not one.
 
     Raises
     ------
@@ -91,8 +132,14 @@ def open_store(path: str | os.PathLike[str], kind: str) -> xr.Dataset:
     found = dataset.attrs.get("format", "")
     if found != _FORMAT + kind:
         raise ValueError(f"{target} is not a {kind} store of dbksvd_dask: its format attribute is {found!r}")
+    missing = {"format_version", *needed}.difference(dataset.variables, dataset.attrs)
+    if missing:
+        raise ValueError(f"{target} is not a complete {kind} store: it has no {', '.join(sorted(missing))}")
     if dataset.attrs["format_version"] > FORMAT_VERSION:
         raise ValueError(f"{target} was written by {dataset.attrs['written_by']}: upgrade dbksvd_dask to open it")
+    group = zarr.open_group(target, mode="r")
+    for name, array in group.arrays():
+        check_complete(array, f"{target} ({name!r})")
     return dataset
 
 

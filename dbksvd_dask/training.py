@@ -15,7 +15,7 @@ from dask.delayed import Delayed
 
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
-from dbksvd_dask.graph import delayed_of, task
+from dbksvd_dask.graph import delayed_of, task, tree_sum
 from dbksvd_dask.history import QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import complete_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
@@ -96,7 +96,7 @@ def train(
 
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
     """All rows, where the tasks run; a row that is not finite is an error here."""
-    chunks = dask.persist(*(rows for _, rows in read_in_order(embeddings)))
+    chunks = dask.persist(*(rows for _, rows in read_in_order(embeddings, "validation")))
     dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
     return chunks
 
@@ -193,4 +193,9 @@ def _take_rows(rows: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
 
 def embeddings_mean(embeddings: da.Array, dtype: np.dtype) -> np.ndarray:
     """Mean of each feature over all rows, in one pass: (d,) floats."""
-    return embeddings.mean(axis=0, dtype=np.float64).compute().astype(dtype)
+    sums = tree_sum([task(_sum_rows, rows) for _, rows in read_in_order(embeddings)])
+    return (delayed_of(sums)[0].compute() / len(embeddings)).astype(dtype)
+
+
+def _sum_rows(rows: list[np.ndarray]) -> np.ndarray:
+    return sum(piece.sum(axis=0, dtype=np.float64) for piece in rows)

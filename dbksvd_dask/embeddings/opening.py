@@ -153,7 +153,7 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
         ) from error
     if isinstance(node, zarr.Array):
         refuse_name(name, path)
-        _check_complete(node, path)
+        check_complete(node, path)
         return _unnamed(da.from_zarr(node))
     try:
         # Not asking for consolidated metadata that is not there: xarray would warn about it.
@@ -164,11 +164,11 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
             f"them by its own path: {', '.join(f'{path}/{key}' for key in sorted(node.array_keys()))}"
         ) from error
     array = _choose_variable(dataset, name, path)
-    _check_complete(node[str(array.name)], f"{path} ({array.name!r})")
+    check_complete(node[str(array.name)], f"{path} ({array.name!r})")
     return array
 
 
-def _check_complete(array: zarr.Array, where: str) -> None:
+def check_complete(array: zarr.Array, where: str) -> None:
     """Raise if chunks are missing: zarr would read them as its fill value, be it that of an interrupted writer."""
     stored_in = array.shards or array.chunks
     expected = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, stored_in, strict=True))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -32,6 +33,19 @@ class Pursuit:
     """Ends a sample at ``‖r‖ ≤ rtol ‖y‖``."""
     refit: Literal["none", "lstsq"] = "none"
     """``"lstsq"``: least-squares coefficients on the support found."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no option, and what does not go together."""
+        if self.encoder not in ("mp", "omp"):
+            raise ValueError(f'encoder={self.encoder!r} is unknown: choose "mp" or "omp"')
+        if self.refit not in ("none", "lstsq"):
+            raise ValueError(f'refit={self.refit!r} is unknown: choose "none" or "lstsq"')
+        if not isinstance(self.rtol, Real) or not 0 <= self.rtol < 1:
+            raise ValueError(f"rtol={self.rtol!r} must be a number from 0 to below 1")
+        if self.nonnegative and (self.encoder == "omp" or self.refit == "lstsq"):
+            raise ValueError(
+                'nonnegative=True needs encoder="mp" and refit="none": least-squares coefficients may be negative'
+            )
 
 
 class Codes(NamedTuple):
@@ -100,10 +114,12 @@ def encode(
 
 def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
     """``X D`` plus the mean: (n, d) floats."""
+    if indices.size and indices.max() >= len(dictionary):
+        raise ValueError(f"the codes use atom {indices.max()}, but the dictionary has {len(dictionary)}")
     rows = np.zeros((len(indices), dictionary.shape[1]), dictionary.dtype)
     if mean is not None:
         rows += mean
-    cpu.subtract_reconstruction(rows, dictionary, indices, -values)
+    cpu.subtract_reconstruction(rows, dictionary, indices, -values.astype(dictionary.dtype))
     return rows
 
 
