@@ -88,7 +88,8 @@ class OuterBatches:
         ValueError
             When computed, if a row is not finite: names the chunk and the row.
         """
-        epoch = (iteration - self.first_iteration) // self.n_batches
+        # An epoch is numbered by the iteration that it began with: so it is another one in the next partial_fit.
+        epoch = iteration - (iteration - self.first_iteration) % self.n_batches
         order = np.arange(len(self._sizes))
         if self.shuffle == "chunks":
             order = np.random.default_rng([self.seed, epoch]).permutation(order)

@@ -1,9 +1,9 @@
 """Command line: ``dbksvd fit``, ``dbksvd encode``, ``dbksvd info``."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from dbksvd_dask.codes import open_codes
 from dbksvd_dask.dictionary import Dictionary, open_dictionary
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.estimator import DBKSVD
-from dbksvd_dask.store import store_kind
+from dbksvd_dask.store import check_target, store_kind
 
 _DEFAULTS = DBKSVD(n_components=1, n_nonzero_coefs=1).get_params()
 
@@ -97,8 +97,7 @@ def fit(
         held_out = None
         if validation is not None or validation_where is not None:
             held_out = _open(validation or embeddings, name, validation_where)
-        if Path(output).exists() and not overwrite:  # rather now than after the fit
-            raise FileExistsError(f"{output} exists: choose another path, or pass --overwrite")
+        check_target(output, "dictionary", overwrite=overwrite)  # rather now than after the fit
         model = DBKSVD(**parameters, callbacks=callbacks)
         model.fit(_open(embeddings, name, where), validation=held_out)
         dictionary = model.dictionary_
@@ -166,15 +165,21 @@ def _open(path: str, name: str | None, where: str | None) -> xr.DataArray:
     embeddings = open_embeddings(path, name=name)
     if where is None:
         return embeddings
-    coordinate, _, value = where.partition("=")
+    coordinate, equals, value = where.partition("=")
+    if not equals:
+        raise ValueError(f"{where!r} selects nothing: write COORDINATE=VALUE")
     if coordinate not in embeddings.coords:
         known = ", ".join(map(str, embeddings.coords)) or "none"
         raise ValueError(f"{path} has no coordinate {coordinate!r} to select {where!r} by; it has {known}")
     values = embeddings[coordinate].values
-    chosen = values == np.array(value).astype(values.dtype)
-    if not chosen.any():
+    try:
+        wanted = {"True": True, "False": False}[value] if values.dtype == bool else np.array(value).astype(values.dtype)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{where}: the values of {coordinate} are {values.dtype}") from error
+    chosen = np.flatnonzero(values == wanted)
+    if chosen.size == 0:
         raise ValueError(f"no sample of {path} has {where}")
-    return embeddings.isel(sample=np.flatnonzero(chosen))
+    return embeddings.isel(sample=chosen)
 
 
 def _summary(dictionary: Dictionary) -> dict[str, Any]:
@@ -221,7 +226,7 @@ def _client(address: str | None) -> Iterator[None]:
 
 def _task_progress() -> TaskProgressBar:
     """Progress of tasks on threads; on a cluster the dashboard shows it."""
-    return TaskProgressBar(out=click.get_text_stream("stderr"))  # type: ignore[operator]
+    return TaskProgressBar(out=sys.stderr)
 
 
 @contextmanager

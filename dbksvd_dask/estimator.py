@@ -392,6 +392,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._dtype = np.result_type(dtype, np.float32)
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self._iterations = []
+        self._fitted_at: str | None = None
         self.n_iter_ = 0
         self.mean_ = embeddings_mean(embeddings.data, self._dtype) if self.center else None
 
@@ -441,6 +442,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 for atoms, iteration in iterations:
                     self.components_ = atoms
                     self._iterations.append(iteration)
+                    self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
                     self.n_iter_ += 1
                     asking = [callback for callback in self.callbacks if callback(self, iteration)]
                     if asking:
@@ -463,7 +465,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             "n_iter": self.n_iter_,
             "n_samples_seen": self._iterations[-1].n_samples_seen if self._iterations else 0,
             "stopped_by": getattr(self, "stopped_by_", None),
-            "fitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fitted_at": self._fitted_at,
             # Compiled code differs between instruction sets, and so do the last bits.
             "cpu": f"{platform.machine()} {llvmlite.binding.get_host_cpu_name()}",
             "versions": {name: version(name) for name in ("dbksvd-dask", "dask", "numba", "numpy")},

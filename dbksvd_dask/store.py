@@ -44,13 +44,7 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     ValueError
         If `path` is a URL.
     """
-    target = _local_path(path)
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise FileExistsError(f"{target} exists: choose another path, or pass overwrite=True")
-        if store_kind(target) != kind:
-            raise FileExistsError(f"{target} is not a {kind} store of dbksvd_dask, so it is not overwritten")
-        target = target.resolve()
+    target = check_target(path, kind, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
     stamped = _storable(dataset).assign_attrs(
         dataset.attrs, format=_FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
@@ -68,6 +62,23 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
             partial.rename(target)
     finally:
         _remove(partial)
+
+
+def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) -> Path:
+    """The folder that `write_store` would write; raises as it would, without writing."""
+    target = _local_path(path)
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise FileExistsError(f"{target} exists: choose another path, or pass overwrite=True (--overwrite)")
+        if store_kind(target) != kind:
+            raise FileExistsError(f"{target} is not a {kind} store of dbksvd_dask, so it is not overwritten")
+        return target.resolve()
+    for parent in target.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise NotADirectoryError(f"{parent} is not a folder: {target} cannot be written")
+            break
+    return target
 
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:

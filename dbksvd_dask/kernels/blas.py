@@ -3,15 +3,19 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from threading import Lock
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 _lock = Lock()
 _holders = 0
-_limits: threadpool_limits | None = None
+
+
+def _nothing() -> None: ...
+
+
+_restore: Callable[[], Any] = _nothing
 
 
 @contextmanager
@@ -27,22 +31,39 @@ def single_threaded() -> Iterator[None]:
     >>> with single_threaded():
     ...     product = np.ones((2, 3)) @ np.ones((3, 2))
     """
-    global _holders, _limits
+    global _holders, _restore
     with _lock:
         if _holders == 0:
-            _limits = _in_own_thread(partial(threadpool_limits, limits=1, user_api="blas"))
+            _restore = _limit()
         _holders += 1
     try:
         yield
     finally:
         with _lock:
             _holders -= 1
-            if _holders == 0 and _limits is not None:
-                _in_own_thread(_limits.restore_original_limits)
-                _limits = None
+            if _holders == 0:
+                _restore()
 
 
-def _in_own_thread(function: Callable[[], Any]) -> Any:
-    """Call `function` in a thread that ends: threadpoolctl ignores all threads but the first, as long as that lives."""
-    with ThreadPoolExecutor(1) as own:
-        return own.submit(function).result()
+def _limit() -> Callable[[], Any]:
+    """Limit BLAS to one thread, and return what undoes it.
+
+    threadpoolctl heeds the thread that set a limit first and ignores all others, as long as that thread lives or until
+    it has restored. So the limit is set in a thread that ends, or, where the caller holds a limit of its own, in the
+    caller's.
+    """
+    for call in (_in_a_thread_that_ends, _here):
+        limits = call(lambda: threadpool_limits(limits=1, user_api="blas"))
+        if all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas"):
+            return lambda call=call, limits=limits: call(limits.restore_original_limits)  # type: ignore[misc]
+        call(limits.restore_original_limits)
+    return _nothing
+
+
+def _in_a_thread_that_ends(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()
+
+
+def _here(function: Callable[[], Any]) -> Any:
+    return function()

@@ -143,7 +143,9 @@ def encode_with_residual(
 
 def _centred(rows: Sequence[np.ndarray], dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
     """A copy of the rows in the precision of the computation, without the mean."""
-    centred = np.concatenate(rows, dtype=dtype, casting="same_kind")
+    # Into rows of C order, whatever that of the pieces.
+    centred = np.empty((sum(map(len, rows)), rows[0].shape[1]), dtype)
+    np.concatenate(rows, out=centred, casting="same_kind")
     if mean is not None:
         centred -= mean
     return centred

@@ -127,6 +127,8 @@ def first_nonfinite_row(rows: np.ndarray) -> int:
     >>> first_nonfinite_row(np.array([[1.0, 2.0], [np.inf, 0.0]], np.float16))
     1
     """
+    if rows.dtype not in _EXPONENTS:  # another byte order, or bfloat16
+        rows = rows.astype(np.float64)
     exponent = _EXPONENTS[rows.dtype]
     return _first_row_with_all_bits(np.ascontiguousarray(rows).view(exponent.dtype), exponent)
 
