@@ -173,7 +173,11 @@ def _open(path: str, name: str | None, where: str | None) -> xr.DataArray:
         raise ValueError(f"{path} has no coordinate {coordinate!r} to select {where!r} by; it has {known}")
     values = embeddings[coordinate].values
     try:
-        wanted = {"True": True, "False": False}[value] if values.dtype == bool else np.array(value).astype(values.dtype)
+        wanted: Any
+        if values.dtype == bool:
+            wanted = {"True": True, "False": False}[value]
+        else:  # as text, and not cut to the length of the longest value
+            wanted = value if values.dtype.kind in "UO" else np.array(value).astype(values.dtype)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{where}: the values of {coordinate} are {values.dtype}") from error
     chosen = np.flatnonzero(values == wanted)

@@ -36,6 +36,11 @@ def problem(seed, n_samples, n_features, n_atoms, dtype):
     return Y, D, oracle.gram(D).astype(dtype), mean
 
 
+def parts(chunk):
+    """Indices, values and residual."""
+    return chunk.indices, chunk.values, chunk.residual
+
+
 def expected_codes(Y, D, pursuit, dtype):
     eps = np.finfo(dtype).eps
     if pursuit.encoder == "omp":
@@ -81,7 +86,7 @@ def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit,
     Y, D, gram, mean = problem(1, n_samples, n_features, n_atoms, dtype)
     given_Y = Y.copy()
     encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
-    indices, values, residual = encoding.chunk
+    indices, values, residual = parts(encoding.chunk)
     centred = (Y - mean).astype(np.float64)
     norms = np.linalg.norm(centred, axis=1)
     rounding = oracle.pursuit_rounding(dtype, n_features, 12)
@@ -97,7 +102,7 @@ def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit,
     np.testing.assert_allclose(encoding.moments[1], np.sum(centred**2, axis=0), rtol=1e-13)
 
     np.testing.assert_array_equal(Y, given_Y)
-    for found, expected in zip(kernels.encode([Y], D, gram, mean, pursuit), encoding.chunk, strict=False):
+    for found, expected in zip(kernels.encode([Y], D, gram, mean, pursuit), parts(encoding.chunk), strict=False):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -119,7 +124,7 @@ def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
     found = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
     expected = kernels.encode_with_residual([Y.astype(dtype)], D, gram, mean, Pursuit(3))
     assert found.chunk.values.dtype == found.chunk.residual.dtype == dtype
-    for ours, theirs in zip(found.chunk, expected.chunk, strict=True):
+    for ours, theirs in zip(parts(found.chunk), parts(expected.chunk), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -129,7 +134,7 @@ def test_the_layout_of_the_rows_in_memory_does_not_matter(dtype):
     expected = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
     for rows in np.asfortranarray(Y), np.repeat(Y, 2, axis=0)[::2], np.repeat(Y, 2, axis=1)[:, ::2]:
         found = kernels.encode_with_residual([rows], D, gram, mean, Pursuit(3))
-        for ours, theirs in zip(found.chunk, expected.chunk, strict=True):
+        for ours, theirs in zip(parts(found.chunk), parts(expected.chunk), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -207,11 +212,11 @@ def test_an_atom_that_every_sample_of_a_task_uses_loses_no_digits(shift):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_passes_and_projection_leave_the_chunk_as_it_is(dtype):
     chunk, batch, members = random_chunk(0, 40, 12, 9, 3, dtype)
-    before = [array.copy() for array in chunk]
+    before = [array.copy() for array in parts(chunk)]
     old, new = (oracle.random_atoms(np.random.default_rng(seed), len(batch), 12, dtype) for seed in (1, 2))
     kernels.atom_pass(chunk, members, old, new)
     projected = kernels.project_in_turn(chunk, members, old, new, nonnegative=False)
-    for array, unchanged in zip(chunk, before, strict=True):
+    for array, unchanged in zip(parts(chunk), before, strict=True):
         np.testing.assert_array_equal(array, unchanged)
     residual, values = oracle.gauss_seidel(
         chunk.residual.astype(np.float64),
@@ -240,7 +245,7 @@ def one_of_everything():
         direction = cpu.next_direction((D,), passed)
         new = cpu.ritz_vectors((D, direction), (passed, kernels.atom_pass(chunk, places(range(9), 9), D, direction)), D)
         projected = kernels.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
-        everything = (*chunk, encoding.squared_norms, *encoding.moments, passed, direction, new, *projected[1:])
+        everything = (*parts(chunk), encoding.squared_norms, *encoding.moments, passed, direction, new, *parts(projected)[1:])
         results |= {f"{name}{number:02}": array for number, array in enumerate(everything)}
     results["bad"] = [cpu.first_nonfinite_row(Y), cpu.first_nonfinite_row(np.where(Y[4, 2] == Y, np.nan, Y))]
     return results

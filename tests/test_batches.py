@@ -1,0 +1,153 @@
+"""Outer batches walk through the rows, each once an epoch, whatever the chunks; a bad row is named where it stands."""
+
+from collections import Counter
+from itertools import pairwise
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbksvd_dask import DBKSVD, Dictionary
+from dbksvd_dask.batches import ROWS_PER_TASK, OuterBatches, read_in_order
+
+CHUNKS = st.lists(st.integers(1, 40) | st.sampled_from([1024, 5000]), min_size=1, max_size=6).map(tuple)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def numbered(chunks):
+    """Each row holds its own number."""
+    return da.from_array(np.arange(sum(chunks), dtype=np.float64)[:, np.newaxis], chunks=(chunks, 1))
+
+
+def rows_of(tasks):
+    """The numbers of the rows, task by task."""
+    return [np.concatenate(pieces).ravel() for pieces in dask.compute(*tasks)]
+
+
+def epoch(batches, number=0):
+    """The numbers of the rows, batch by batch."""
+    first = batches.first_iteration + number * batches.n_batches
+    return [np.concatenate(rows_of(batches.read(first + i))) for i in range(batches.n_batches)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(chunks=CHUNKS, batch_size=st.integers(1, 100) | st.integers(1000, 20_000), seed=st.integers(0, 5))
+@pytest.mark.parametrize("shuffle", [None, "chunks"])
+def test_every_row_comes_once_an_epoch_in_batches_of_even_size(shuffle, chunks, batch_size, seed):
+    n_samples = sum(chunks)
+    batch_size = max(batch_size, n_samples // 20)
+    batches = OuterBatches(numbered(chunks), batch_size, shuffle, seed, first_iteration=seed)
+    assert batches.n_batches == -(-n_samples // batch_size)
+    for number in (0, 1):
+        found = epoch(batches, number)
+        sizes = [len(rows) for rows in found]
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == [batches.size(seed + number * batches.n_batches + i) for i in range(batches.n_batches)]
+        walk = np.concatenate(found)
+        if shuffle is None:
+            np.testing.assert_array_equal(walk, np.arange(n_samples))
+        else:
+            np.testing.assert_array_equal(np.sort(walk), np.arange(n_samples))
+            chunk_of = np.repeat(np.arange(len(chunks)), chunks)[walk.astype(int)]
+            assert len(chunks) == 1 + sum(a != b for a, b in pairwise(chunk_of))  # rows of a chunk stay together
+
+
+def test_the_order_follows_from_the_seed_and_the_epoch():
+    def walk(seed, number):
+        batches = OuterBatches(numbered((50, 60, 70, 80)), 100, "chunks", seed)
+        return np.concatenate(epoch(batches, number)).tolist()
+
+    assert walk(0, 0) == walk(0, 0)
+    assert walk(0, 3) == walk(0, 3)
+    orders = [walk(seed, number) for seed in (0, 1) for number in (0, 1, 2)] + [list(range(260))]
+    assert len(set(map(tuple, orders))) == 7
+
+
+@pytest.mark.parametrize("n_samples", [1, 1023, 2048, 8192, 8193, 70_000])
+def test_tasks_are_neither_too_large_nor_needlessly_few(n_samples):
+    batches = OuterBatches(numbered((n_samples,)), n_samples, None, seed=0)
+    sizes = [len(rows) for rows in rows_of(batches.read(0))]
+    assert sum(sizes) == n_samples
+    assert max(sizes) <= ROWS_PER_TASK
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) >= min(8, n_samples // 1024)
+
+
+@settings(deadline=None, max_examples=30)
+@given(chunks=CHUNKS)
+def test_reading_in_order_gives_all_rows_in_full_tasks(chunks):
+    counted = read_in_order(numbered(chunks))
+    found = rows_of(task for _, task in counted)
+    assert [n_rows for n_rows, _ in counted] == [len(rows) for rows in found]
+    assert all(len(rows) == ROWS_PER_TASK for rows in found[:-1])
+    assert 0 < len(found[-1]) <= ROWS_PER_TASK
+    np.testing.assert_array_equal(np.concatenate(found), np.arange(sum(chunks)))
+
+
+def test_nothing_is_read_before_a_batch_is_computed_and_then_each_chunk_once():
+    reads = Counter()
+
+    def load(block, block_id):
+        reads[block_id[0]] += 1
+        return block
+
+    embeddings = numbered((3000, 3000, 3000)).map_blocks(load, dtype=np.float64, meta=np.empty((0, 0)))
+    batches = OuterBatches(embeddings, 4500, None, seed=0)
+    tasks = batches.read(0)
+    assert not reads
+    dask.compute(*tasks)
+    assert reads == {0: 1, 1: 1}
+
+
+# --- rows that are not finite ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [None, "chunks"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), chunks=CHUNKS, batch_size=st.integers(20, 8000), dtype=st.sampled_from(["f2", "f4", "f8"]))
+def test_a_row_that_is_not_finite_is_named_with_its_chunk(shuffle, value, data, chunks, batch_size, dtype):
+    n_samples = sum(chunks)
+    row = data.draw(st.integers(0, n_samples - 1))
+    rows = np.ones((n_samples, 3), dtype)
+    rows[row, data.draw(st.integers(0, 2))] = value
+    chunk = int(np.searchsorted(np.cumsum(chunks), row, side="right"))
+    embeddings = da.from_array(rows, chunks=(chunks, 3))
+    batches = OuterBatches(embeddings, max(batch_size, n_samples // 10), shuffle, seed=1)
+    message = rf"row {row}, in chunk {chunk}, "
+    complaints = 0
+    for iteration in range(batches.n_batches):
+        try:
+            dask.compute(*batches.read(iteration))
+        except ValueError as error:
+            complaints += 1
+            assert message in str(error)  # noqa: PT017
+    assert complaints == 1  # by the one batch that holds it
+    with pytest.raises(ValueError, match=message):
+        dask.compute(*[task for _, task in read_in_order(embeddings)])
+
+
+@pytest.mark.parametrize("shuffle", [None, "chunks"])
+@pytest.mark.parametrize("role", ["data", "validation", "encoded"])
+def test_users_get_the_row_and_the_chunk_too(shuffle, role):
+    Y = np.random.default_rng(0).standard_normal((500, 6))
+    bad = Y.copy()
+    bad[333, 2] = np.nan
+    lazy = da.from_array(bad, chunks=(120, 6))
+    model = DBKSVD(12, 2, batch_size=100, max_iter=5, shuffle=shuffle, random_state=0)
+    with pytest.raises(ValueError, match="row 333, in chunk 2, "):
+        if role == "data":
+            model.fit(lazy)
+        elif role == "validation":
+            model.fit(Y, validation=lazy)
+        else:
+            Dictionary(np.eye(6), 2).encode(lazy).compute()
