@@ -144,10 +144,10 @@ def test_users_get_the_row_and_the_chunk_too(shuffle, role):
     bad[333, 2] = np.nan
     lazy = da.from_array(bad, chunks=(120, 6))
     model = DBKSVD(12, 2, batch_size=100, max_iter=5, shuffle=shuffle, random_state=0)
+    uses = {
+        "data": lambda: model.fit(lazy),
+        "validation": lambda: model.fit(Y, validation=lazy),
+        "encoded": lambda: Dictionary(np.eye(6), 2).encode(lazy).compute(),
+    }
     with pytest.raises(ValueError, match="row 333, in chunk 2, "):
-        if role == "data":
-            model.fit(lazy)
-        elif role == "validation":
-            model.fit(Y, validation=lazy)
-        else:
-            Dictionary(np.eye(6), 2).encode(lazy).compute()
+        uses[role]()

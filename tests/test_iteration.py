@@ -1,6 +1,5 @@
 """One iteration as a Dask graph is one iteration of the oracle, whatever computes it."""
 
-
 import dask
 import numpy as np
 import oracle
@@ -194,7 +193,7 @@ def test_unused_atoms_become_random_directions_that_follow_from_the_seed(with_un
 
 
 def test_an_unused_atom_stays_where_no_other_direction_is_left():
-    Y = np.outer([1.0, -2.0, 3.0], np.eye(4)[0]) + [0, 0, 0, 1e-3]
+    Y = np.outer([1.0, -2.0, 3.0], np.eye(4)[0]) + np.array([0, 0, 0, 1e-3])
     D = np.eye(4)[:3]
     atoms, _ = one_iteration(Y, D, Pursuit(1), Update(replace_unused="residual"))
     np.testing.assert_allclose(np.abs(atoms[1]), np.eye(4)[3], atol=1e-12)  # all residuals point the same way

@@ -27,9 +27,7 @@ def share_recovered(atoms, planted):
 def test_a_planted_dictionary_is_recovered_from_samples_alone(planted, encoder):
     # Small batches: all samples at once end in a local minimum with some 90 % of the atoms, as classic K-SVD does.
     D, Y = planted
-    model = DBKSVD(
-        N_ATOMS, K, batch_size=300, max_iter=300, encoder=encoder, shuffle="chunks", random_state=0
-    ).fit(Y)
+    model = DBKSVD(N_ATOMS, K, batch_size=300, max_iter=300, encoder=encoder, shuffle="chunks", random_state=0).fit(Y)
     assert share_recovered(model.components_, D) >= 0.95
 
 

@@ -245,7 +245,15 @@ def one_of_everything():
         direction = cpu.next_direction((D,), passed)
         new = cpu.ritz_vectors((D, direction), (passed, kernels.atom_pass(chunk, places(range(9), 9), D, direction)), D)
         projected = kernels.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
-        everything = (*parts(chunk), encoding.squared_norms, *encoding.moments, passed, direction, new, *parts(projected)[1:])
+        everything = (
+            *parts(chunk),
+            encoding.squared_norms,
+            *encoding.moments,
+            passed,
+            direction,
+            new,
+            *parts(projected)[1:],
+        )
         results |= {f"{name}{number:02}": array for number, array in enumerate(everything)}
     results["bad"] = [cpu.first_nonfinite_row(Y), cpu.first_nonfinite_row(np.where(Y[4, 2] == Y, np.nan, Y))]
     return results
