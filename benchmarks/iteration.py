@@ -83,8 +83,8 @@ def main(
         )
         with processes as started, Client(started) if cluster else nullcontext():
             model.fit(path)
-            encodings = [] if cluster else [time_encoding(model, path) for _ in range(2)]
-        products += [time_product(rows, atoms, workers) for _ in range(2)]
+            encodings = [] if cluster else [time_encoding(model, path) for _ in range(3)]
+        products += [time_product(rows, atoms, workers) for _ in range(3)]
     history = model.history_.isel(iteration=slice(1, None))
     stages = (history.stage_seconds.median("iteration") / workers).to_series()
     product, whole = median(products), float(history.seconds.median())

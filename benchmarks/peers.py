@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import count
@@ -65,17 +65,13 @@ print(perf_counter() - start)
 
 @dataclass(frozen=True)
 class Point:
-    """A dictionary on the way: what it cost and how good it is."""
+    """A dictionary on the way: what it has cost, on all cores, and its scores."""
 
     seconds: float
     cpu_seconds: float
-    """Of this process and its children, on all cores."""
     n_samples: int
-    """Samples seen."""
     mp: float
-    """Held-out variance explained, rows encoded by matching pursuit."""
     omp: float
-    """The same by orthogonal matching pursuit."""
 
 
 @dataclass
@@ -111,8 +107,7 @@ class Curve:
 
 
 def _cpu_seconds() -> float:
-    usages = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 
 def run_dbksvd(rows: np.ndarray, settings: dict[str, Any], epochs: int, score: Callable) -> Curve:
@@ -136,22 +131,14 @@ def run_sklearn(rows: np.ndarray, atoms: np.ndarray, alpha: float, threads: int,
     with threadpool_limits(1), joblib.parallel_config("threading", n_jobs=threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         curve.start()
-        for step, batch in enumerate(_batches(rows.astype(np.float64)), start=1):
-            model.partial_fit(batch)
-            if step % 10 == 0:
-                curve.record(model.components_, step * PEER_BATCH)
+        for end in count(PEER_BATCH, PEER_BATCH):  # row after row, as its fit does: the rows are shuffled
+            model.partial_fit(rows.take(range(end - PEER_BATCH, end), axis=0, mode="wrap").astype(np.float64))
+            if end % (10 * PEER_BATCH) == 0:
+                curve.record(model.components_, end)
                 if curve.points[-1].seconds > budget:
                     break
     curve.l0 = penalised_l0(rows[:4096], model.components_.astype(np.float32), alpha, threads)
     return curve
-
-
-def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Batches of one epoch after another, each epoch in an order of its own."""
-    rng = np.random.default_rng(0)
-    while True:
-        order = rng.permutation(len(rows))
-        yield from (rows[order[start : start + PEER_BATCH]] for start in range(0, len(rows), PEER_BATCH))
 
 
 def run_spams(rows: np.ndarray, atoms: np.ndarray, alpha: float, threads: int, budget: float, score: Any) -> Curve:
@@ -172,10 +159,8 @@ def run_spams(rows: np.ndarray, atoms: np.ndarray, alpha: float, threads: int, b
 
 def train_spams(rows: np.ndarray, atoms: np.ndarray, iterations: int, settings: dict[str, Any]) -> np.ndarray:
     """Online dictionary learning: (m, d) atoms."""
-    D = np.asfortranarray(atoms.T)
-    return np.ascontiguousarray(
-        spams.trainDL(np.asfortranarray(rows.T), D=D, iter=iterations, verbose=False, **settings).T
-    )
+    columns, D = np.asfortranarray(rows.T), np.asfortranarray(atoms.T)
+    return np.ascontiguousarray(spams.trainDL(columns, D=D, iter=iterations, verbose=False, **settings).T)
 
 
 def penalised_l0(rows: np.ndarray, atoms: np.ndarray, alpha: float, threads: int) -> float:
@@ -195,18 +180,17 @@ def compare(peer: Curve, ours: Curve, encoder: str, tolerance: float) -> dict[st
     """What the peer took to its final score, and what DBKSVD took to the same; None where it did not get there."""
     target = peer.best(encoder) - tolerance
     theirs, same = peer.first(encoder, target), ours.first(encoder, target)
-    even_best = ours.first(encoder, target + tolerance)
+    even_best = ours.first(encoder, peer.best(encoder))
     return {
-        "peer": peer.name,
-        "encoder": encoder,
-        "target": target,
-        "ours": ours.name,
-        "our best": ours.best(encoder),
+        "peer, encoder": f"{peer.name}, {encoder}",
+        "score": target,
         "peer's seconds": theirs.seconds,
-        "our seconds": same and same.seconds,
+        "DBKSVD": ours.name.removeprefix("DBKSVD "),
+        "best": ours.best(encoder),
+        "seconds": same and same.seconds,
         "ratio": same and same.seconds / theirs.seconds,
         "CPU ratio": same and same.cpu_seconds / theirs.cpu_seconds,
-        "our seconds to peer's best": even_best and even_best.seconds,
+        "seconds to peer's best": even_best and even_best.seconds,
     }
 
 
@@ -222,9 +206,9 @@ def table(records: list[dict[str, Any]]) -> str:
 @click.option("--epochs", default=80, help="Passes of DBKSVD over the rows.")
 @click.option("--setting", "texts", multiple=True, help="Parameters of DBKSVD as JSON; may be given several times.")
 @click.option("--peer-seconds", default=300.0, help="Training time of each peer.")
-@click.option("--alpha", default=1.15, help="Penalty of the peers, for about k nonzeros a row: see l0 in the output.")
+@click.option("--alpha", default=0.9, help="Penalty of the peers, for about k nonzeros a row: see l0 in the output.")
 @click.option("--tolerance", default=0.001, help="A score this close to the best is final.")
-@click.option("--threads", default=2, help="Threads of each contestant.")
+@click.option("--threads", default=2, help="Threads of each.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="File for settings and curves.")
 def main(
     m: int, k: int, epochs: int, texts: Any, peer_seconds: float, threads: int, path: Any, **options: float
@@ -256,14 +240,9 @@ def main(
     click.echo("Import and a first tiny fit: {:.1f} s with nothing compiled, {:.1f} s cached.\n".format(*first_fit))
     click.echo(f"{table(lasts)}\n\n{table(comparisons)}")
     if path:
-        report = {
-            "settings": {curve.name: curve.settings for curve in ours + peers},
-            "first_fit_seconds": first_fit,
-            "comparisons": comparisons,
-            "curves": {curve.name: [asdict(point) for point in curve.points] for curve in ours + peers},
-            "l0": {curve.name: curve.l0 for curve in peers},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        }
+        curves = [{key: part for key, part in asdict(curve).items() if key != "score"} for curve in ours + peers]
+        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        report = {"comparisons": comparisons, "curves": curves, "first_fit_seconds": first_fit, "versions": versions}
         path.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
+import dask
 import dask.array as da
 import llvmlite.binding
 import numpy as np
@@ -27,6 +28,7 @@ from dbksvd_dask.dictionary import Dictionary, check_atoms
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
+from dbksvd_dask.graph import delayed_of
 from dbksvd_dask.history import Iteration, history_dataset
 from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.chunk import Pursuit
@@ -280,6 +282,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         embeddings = self._open(Y, reset=False)
         shared = share_dictionary(self.components_, self.mean_, len(self.components_))
+        # Before the rows: tasks that read would run ahead while those that encode wait for the Gram matrix.
+        shared = shared._replace(gram=dask.persist(*delayed_of(shared.gram))[0])
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         return evaluate_chunks(chunks, shared, self._pursuit).compute().errors.variance_explained
 
@@ -430,6 +434,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         held_out = None if validation is None else validation.data
         seen = self._iterations[-1].n_samples_seen if self._iterations else 0
         iterations = train(batches, held_out, self._training, self.components_, self.n_iter_, n_iterations, seen)
+        parameters = self.get_params(deep=False).items()
+        self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
         n_before = self.n_iter_
         self.stopped_by_ = "error"
         with ExitStack() as stack:
@@ -457,10 +463,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @property
     def _provenance(self) -> dict[str, Any]:
-        parameters = self.get_params(deep=False)
-        del parameters["callbacks"]
         return {
-            "parameters": {name: _plain(value) for name, value in parameters.items()},
+            "parameters": self._parameters,
             "seed": self._seed,
             "n_iter": self.n_iter_,
             "n_samples_seen": self._iterations[-1].n_samples_seen if self._iterations else 0,

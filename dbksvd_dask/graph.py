@@ -74,8 +74,8 @@ def share(value: Any) -> Any:
 
     On a cluster it is sent there once, beside the graph; inside the graph it would pass through the scheduler with it.
     """
-    client = getattr(get_scheduler(), "__self__", None)
-    return task(_itself, value) if client is None else client.scatter(value, hash=False, broadcast=True)
+    scatter = getattr(getattr(get_scheduler(), "__self__", None), "scatter", None)  # of a distributed.Client
+    return task(_itself, value) if scatter is None else scatter(value, hash=False, broadcast=True)
 
 
 def _itself(value: Any) -> Any:

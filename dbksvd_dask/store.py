@@ -87,9 +87,9 @@ def _storable(dataset: xr.Dataset) -> xr.Dataset:
     names = [name for name, variable in dataset.variables.items() if variable.dtype.kind in "UO"]
     stored = dataset.assign({name: dataset[name].astype(np.dtypes.StringDType()) for name in names}).drop_encoding()
     chunks: dict[Hashable, int] = {}
-    for variable in stored.variables.values():
-        for dim, sizes in variable.chunksizes.items():
-            chunks[dim] = max(chunks.get(dim, 1), *sizes)
+    # Coordinates follow the data: stores keep embeddings in many chunks and their small coordinates in one.
+    for variable in [*stored.coords.values(), *stored.data_vars.values()]:
+        chunks |= {dim: max(sizes) for dim, sizes in variable.chunksizes.items()}
     return stored.chunk(chunks) if chunks else stored
 
 
@@ -167,7 +167,7 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if "://" in text:
         raise ValueError(f"{text} is a URL: stores are written to local folders; copy the folder afterwards")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def _package_version() -> str:

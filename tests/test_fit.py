@@ -362,6 +362,14 @@ def test_what_made_the_dictionary_stays_what_it_was():
     assert fitted.dictionary_.provenance == provenance
 
 
+def test_the_provenance_has_the_parameters_of_the_fit_not_those_set_later():
+    fitted = model().fit(example()).set_params(max_iter=1000, batch_size=1, random_state=9)
+    parameters = fitted.dictionary_.provenance["parameters"]
+    assert (parameters["max_iter"], parameters["batch_size"], parameters["random_state"]) == (6, BATCH, 0)
+    fitted.set_params(batch_size=BATCH).partial_fit(example())
+    assert fitted.dictionary_.provenance["parameters"]["max_iter"] == 1000
+
+
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,20 @@ def test_parent_folders_are_made_and_paths_may_be_relative(path, tmp_path, monke
     assert_same_dictionary(open_dictionary(tmp_path / "a" / "b" / "dictionary.zarr"), dictionary())
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    """Shells leave it alone in --output=~/dictionary.zarr."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    dictionary(1).to_zarr("~/dictionary.zarr")
+    dictionary(2).to_zarr("~/dictionary.zarr", overwrite=True)
+    for path in ("~/dictionary.zarr", tmp_path / "home" / "dictionary.zarr"):
+        assert_same_dictionary(open_dictionary(path), dictionary(2))
+    assert [entry.name for entry in (tmp_path / "home").iterdir()] == ["dictionary.zarr"]
+    assert everything_in(tmp_path / "elsewhere") == {}
+
+
 # --- legible to anybody ----------------------------------------------------------------------------------------------
 
 
