@@ -88,8 +88,8 @@ def _storable(dataset: xr.Dataset) -> xr.Dataset:
     stored = dataset.assign({name: dataset[name].astype(np.dtypes.StringDType()) for name in names}).drop_encoding()
     chunks: dict[Hashable, int] = {}
     # Coordinates follow the data: stores keep embeddings in many chunks and their small coordinates in one.
-    for variable in [*stored.coords.values(), *stored.data_vars.values()]:
-        chunks |= {dim: max(sizes) for dim, sizes in variable.chunksizes.items()}
+    for array in [*stored.coords.values(), *stored.data_vars.values()]:
+        chunks |= {dim: max(sizes) for dim, sizes in array.variable.chunksizes.items()}
     return stored.chunk(chunks) if chunks else stored
 
 

@@ -117,6 +117,16 @@ def test_every_block_of_rows_is_encoded(n_samples, encoder):
     oracle.assert_codes_agree(indices, values, expected, norms, rounding)
 
 
+def test_a_pursuit_that_goes_back_and_forth_ends_after_four_steps_for_each_nonzero():
+    D = oracle.unit_rows(np.array([[1.0, 0.1], [1.0, -0.1]]))  # what one atom takes out, the other has to give back
+    Y = np.random.default_rng(0).standard_normal((20, 2))
+    indices, values = kernels.encode([Y], D, oracle.gram(D), None, Pursuit(2))
+    expected = oracle.matching_pursuit(Y, D, k=2, max_steps=8)
+    assert np.all(np.linalg.norm(oracle.residual(Y, D, *expected[:2]), axis=1) > 1e-6)  # not there yet
+    norms, rounding = np.linalg.norm(Y, axis=1), oracle.pursuit_rounding(np.float64, 2, 8)
+    oracle.assert_codes_agree(indices, values, expected, norms, rounding)
+
+
 @pytest.mark.parametrize(("stored", "dtype"), [(np.float16, np.float32), (np.float32, np.float64)])
 def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
     Y, D, gram, mean = problem(3, 50, 20, 30, dtype)
