@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
-from dask.graph_manipulation import bind
 from scipy.sparse import csr_array, issparse
 
 from dbksvd_dask import metrics
@@ -151,9 +150,7 @@ class Dictionary:
         pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
         # Inside the graph rather than sent ahead: the codes may be computed any time later, by any scheduler.
         shared = share_dictionary(delayed(self.atoms, pure=False, traverse=False), self.mean, self.n_atoms)
-        # Tasks that read would run ahead while those that encode wait for the Gram matrix: so they wait for it, too.
-        data = bind(embeddings.data, delayed_of(shared.gram)[0])
-        parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(data)]
+        parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
         shapes = [(n_rows, k) for n_rows, _ in parts]
         codes = SparseCodes(
