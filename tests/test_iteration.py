@@ -152,15 +152,16 @@ def test_evaluation_is_encoding_without_update(problem):
 
 @pytest.fixture
 def with_unused_atoms():
-    """Atoms 3 and 5 point where no sample goes; four samples, of two directions, are orthogonal to every atom."""
+    """Atoms 3 and 5 point where no sample goes, atom 4 has one user; four samples are orthogonal to every atom."""
     rng = np.random.default_rng(1)
     D = np.zeros((6, 10))
-    D[[0, 1, 2, 4]] = np.pad(oracle.random_atoms(rng, 4, 5), ((0, 0), (0, 5)))
-    D[3, 5] = D[5, 6] = 1
+    D[:3, :5] = oracle.random_atoms(rng, 3, 5)
+    D[[3, 4, 5], [5, 6, 7]] = 1
     Y = np.zeros((40, 10))
     Y[:, :5] = rng.standard_normal((40, 5))
-    Y[[11, 30]] = np.outer([-3, 0.5], np.eye(10)[8])
-    Y[[20, 39]] = np.outer([0.1, -7], (3 * np.eye(10)[8] - 4 * np.eye(10)[9]))
+    Y[25] = 2 * D[4]
+    Y[[11, 30]] = np.outer([-3, 0.5], np.eye(10)[8])  # the same direction
+    Y[[20, 39]] = np.outer([0.1, -7], 3 * np.eye(10)[8] - 4 * np.eye(10)[9])
     return Y, D
 
 
@@ -172,6 +173,7 @@ def test_unused_atoms_become_the_directions_of_the_worst_reconstructed_samples(w
     assert statistics.n_unused == 2
     used = statistics.usage > 0
     np.testing.assert_array_equal(used, [True, True, True, False, True, False])
+    assert statistics.usage[4] == 1
     np.testing.assert_array_equal(atoms[used], kept[used])
     np.testing.assert_array_equal(kept[~used], D[~used])
     # Relative error 1 for all four samples: in storage order, a direction only once.
