@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask.delayed import Delayed
 
-from dbksvd_dask.graph import delayed_of, task
+from dbksvd_dask.graph import Inner, delayed_of, homes, inner_calls, task
 from dbksvd_dask.kernels.cpu import first_nonfinite_row
 
 ROWS_PER_TASK = 8192
@@ -98,7 +99,7 @@ class OuterBatches:
         n_tasks = max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
         bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
         pieces = [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
-        return _read_pieces(self.embeddings, pieces, self.name)
+        return delayed_of(*_read_pieces(self.embeddings, pieces, self.name))
 
     def _bounds(self, iteration: int) -> tuple[int, int]:
         """Positions in the epoch's row order at which the batch begins and ends."""
@@ -120,28 +121,41 @@ class OuterBatches:
         return segments
 
 
-def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Any]]:
-    """Tasks that read all rows in storage order, `ROWS_PER_TASK` each but for the last; before each how many.
+def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Inner]]:
+    """Calls that read all rows in storage order, for tasks to make them inside; before each how many rows.
+
+    Each reads whole chunks: as many as make up `ROWS_PER_TASK`, or one larger one. So no task but the one that needs
+    them holds them in memory.
 
     Raises
     ------
     ValueError
         When computed, if a row is not finite: names the chunk and the row.
     """
-    rows = OuterBatches(embeddings, len(embeddings), None, seed=0)
-    bounds = [*range(0, len(embeddings), ROWS_PER_TASK), len(embeddings)]
-    order = np.arange(embeddings.numblocks[0])
-    tasks = _read_pieces(embeddings, [rows._segments(a, b, order, 0) for a, b in pairwise(bounds)], name)
-    return list(zip(np.diff(bounds).tolist(), tasks, strict=True))
+    pieces: list[list[Segment]] = []
+    n_rows: list[int] = []
+    first_row = 0
+    for chunk, size in enumerate(embeddings.chunks[0]):
+        if not pieces or n_rows[-1] + size > ROWS_PER_TASK:
+            pieces.append([])
+            n_rows.append(0)
+        pieces[-1].append(Segment(chunk, first_row, slice(0, size)))
+        n_rows[-1] += size
+        first_row += size
+    return list(zip(n_rows, _read_pieces(embeddings, pieces, name), strict=True))
 
 
-def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -> list[Any]:
-    """One task a piece; a chunk that several pieces need is read once."""
-    chunks = {segment.chunk for piece in pieces for segment in piece}
-    blocks = {chunk: embeddings.blocks[chunk].to_delayed().item() for chunk in chunks}
-    return delayed_of(
-        *[task(_read_rows, [blocks[segment.chunk] for segment in piece], tuple(piece), name) for piece in pieces]
-    )
+def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -> list[Inner]:
+    """One call a piece; a chunk that several pieces need is read once, by a task of its own."""
+    keys = {segment.chunk: (embeddings.name, segment.chunk, 0) for piece in pieces for segment in piece}
+    # Not optimised: that would lose the futures of persisted embeddings, and with them their data.
+    graph = dict(embeddings.dask.cull(set(keys.values())))
+    blocks = {chunk: Delayed(key, graph) for chunk, key in keys.items()}
+    calls = []
+    for piece, home in zip(pieces, homes(len(pieces)), strict=True):
+        wanted = [blocks[segment.chunk] for segment in piece]
+        calls.append(task(_read_rows, wanted, tuple(piece), name, home=home))
+    return inner_calls(*calls)
 
 
 def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: str) -> list[np.ndarray]:

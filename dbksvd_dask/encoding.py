@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
-from dbksvd_dask.graph import Lazy, delayed_of, share, task, tree_sum
+from dbksvd_dask.graph import Lazy, delayed_of, homes, share, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import Codes, Encoding, Pursuit, timed
-from dbksvd_dask.kernels.gram import assemble_gram, gram_panel, panel_starts
+from dbksvd_dask.kernels.gram import Panel, assemble_gram, gram_panel, panel_starts, panels_coherence
 from dbksvd_dask.kernels.transfer import Transferable
 from dbksvd_dask.metrics import ErrorSums, atom_usage
 
@@ -46,6 +46,13 @@ class AtomVectors(Transferable):
         seconds = add_seconds(self.seconds, other.seconds)
         with timed(seconds, "update"):
             vectors = self.vectors + other.vectors
+        return AtomVectors(vectors, seconds)
+
+    def __iadd__(self, other: "AtomVectors") -> "AtomVectors":
+        """The same, in this one's array."""
+        seconds = add_seconds(self.seconds, other.seconds)
+        with timed(seconds, "update"):
+            vectors = np.add(self.vectors, other.vectors, out=self.vectors)
         return AtomVectors(vectors, seconds)
 
 
@@ -124,17 +131,18 @@ def _wrap(atoms: np.ndarray) -> AtomVectors:
 
 
 @single_threaded()
-def _gram_panel(atoms: AtomVectors, start: int) -> tuple[np.ndarray, dict[str, float]]:
+def _gram_panel(atoms: AtomVectors, start: int) -> tuple[Panel, dict[str, float]]:
     seconds: dict[str, float] = {}
     with timed(seconds, "gram"):
         panel = gram_panel(atoms.vectors, start)
     return panel, seconds
 
 
-def _assemble_gram(panels: list[tuple[np.ndarray, dict[str, float]]]) -> Gram:
+def _assemble_gram(panels: list[tuple[Panel, dict[str, float]]]) -> Gram:
     seconds = reduce(add_seconds, (panel_seconds for _, panel_seconds in panels))
     with timed(seconds, "gram"):
-        products, coherence = assemble_gram([panel for panel, _ in panels])
+        products = assemble_gram([panel for panel, _ in panels])
+        coherence = panels_coherence([panel.largest for panel, _ in panels])
     return Gram(products, coherence, seconds)
 
 
@@ -154,7 +162,11 @@ def _encode(rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, 
 
 def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit: Pursuit) -> Delayed:
     """`EncodingStatistics` of all chunks together, as a task."""
-    return delayed_of(tree_sum([task(_evaluate, rows, *dictionary[:3], pursuit) for rows in chunks]))[0]
+    parts = [
+        task(_evaluate, rows, *dictionary[:3], pursuit, home=home)
+        for rows, home in zip(chunks, homes(len(chunks)), strict=True)
+    ]
+    return delayed_of(tree_sum(parts))[0]
 
 
 @single_threaded()

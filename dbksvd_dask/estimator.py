@@ -282,8 +282,6 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         embeddings = self._open(Y, reset=False)
         shared = share_dictionary(self.components_, self.mean_, len(self.components_))
-        # Before the rows: tasks that read would run ahead while those that encode wait for the Gram matrix.
-        shared = shared._replace(gram=dask.persist(*delayed_of(shared.gram))[0])
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         return evaluate_chunks(chunks, shared, self._pursuit).compute().errors.variance_explained
 

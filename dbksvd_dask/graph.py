@@ -4,16 +4,19 @@
 tasks of an iteration with 64 inner batches. Here tasks know their arguments, and the graph is made once.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add, getitem
+from itertools import chain
+from operator import getitem
 from typing import Any
 from uuid import uuid4
 
-from dask._task_spec import List, Task, TaskRef
+from dask._task_spec import Alias, List, Task, TaskRef
 from dask.base import get_scheduler
+from dask.core import get_dependencies
 from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 FAN_IN = 4
 """Parts that one task of a tree sum adds up."""
@@ -26,16 +29,31 @@ class Lazy:
     key: str
     function: Callable
     arguments: tuple
-    """Other `Lazy` or `Delayed` ones, also in lists, or values."""
+    """Other `Lazy`, `Inner` or `Delayed` ones, also in lists, or values."""
+    home: str | None = None
+    """Address of the worker that should make it."""
 
 
-def task(function: Callable, *arguments: Any, outputs: int | None = None) -> Any:
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """A call that is made inside the task that takes it: `inner_calls` makes them."""
+
+    task: Task
+    shared: Mapping[Any, Any]
+    """Graph of what other tasks need as well."""
+    home: str | None
+
+
+def task(function: Callable, *arguments: Any, outputs: int | None = None, home: str | None = None) -> Any:
     """``function(*arguments)`` as a task; a tuple of tasks where it returns a tuple of `outputs`.
+
+    `home`: see `homes`.
 
     Keys are unique, so that a cluster never takes a task of one iteration for that of another.
 
     Examples
     --------
+    >>> from operator import add
     >>> three = task(add, 1, 2)
     >>> delayed_of(task(add, three, three))[0].compute()
     6
@@ -43,30 +61,88 @@ def task(function: Callable, *arguments: Any, outputs: int | None = None) -> Any
     name = function.__name__.strip("_").replace("_", "-")
     # A caller may go on appending to a list that it has passed.
     arguments = tuple(argument.copy() if isinstance(argument, list) else argument for argument in arguments)
-    call = Lazy(f"{name}-{uuid4().hex}", function, arguments)
-    return call if outputs is None else tuple(task(getitem, call, i) for i in range(outputs))
+    call = Lazy(f"{name}-{uuid4().hex}", function, arguments, home)
+    return call if outputs is None else tuple(task(getitem, call, i, home=home) for i in range(outputs))
 
 
-def delayed_of(*calls: Lazy) -> list[Delayed]:
+def delayed_of(*calls: Lazy | Inner) -> list[Delayed]:
     """The calls as `Delayed` objects of one graph, for `dask.compute` and all else that takes such objects."""
-    graph: dict[str, Any] = {}
-    waiting = list(calls)
+    graph: dict[Any, Any] = {}
+    home_of: dict[Any, list[str]] = {}
+    waiting: list[Lazy] = []
 
-    def refer(argument: Any) -> Any:
+    def refer(argument: Any, inside: list[Inner]) -> Any:
         if isinstance(argument, Lazy):
             waiting.append(argument)
             return TaskRef(argument.key)
+        if isinstance(argument, Inner):
+            graph.update(argument.shared)
+            inside.append(argument)
+            return TaskRef(argument.task.key)
         if isinstance(argument, Delayed):
             if argument.key not in graph:
-                graph.update(argument.__dask_graph__())
+                graph.update(argument.dask)
             return TaskRef(argument.key)
-        return List(*map(refer, argument)) if isinstance(argument, list) else argument
+        return List(*(refer(item, inside) for item in argument)) if isinstance(argument, list) else argument
 
+    def insert(made: Task, home: str | None) -> None:
+        graph[made.key] = made
+        if home is not None:
+            home_of[made.key] = [home]
+
+    outermost: list[Inner] = []
+    keys = [refer(call, outermost).key for call in calls]
+    for inner in outermost:
+        insert(inner.task, inner.home)
     while waiting:
         call = waiting.pop()
         if call.key not in graph:
-            graph[call.key] = Task(call.key, call.function, *map(refer, call.arguments))
-    return [Delayed(call.key, graph) for call in calls]
+            inside: list[Inner] = []
+            outer = Task(call.key, call.function, *(refer(argument, inside) for argument in call.arguments))
+            fused = Task.fuse(outer, *(inner.task for inner in inside), key=call.key) if inside else outer
+            insert(fused, call.home)
+    name = f"tasks-{uuid4().hex}"
+    annotations = {"workers": home_of.get, "allow_other_workers": lambda key: key in home_of or None}
+    layers = {name: MaterializedLayer(graph, annotations=annotations)}
+    whole = HighLevelGraph(layers, {name: set()})
+    return [Delayed(key, whole, layer=name) for key in keys]
+
+
+def inner_calls(*calls: Lazy) -> list[Inner]:
+    """The calls, each together with all that no other of them needs, to be made inside the tasks that take them.
+
+    So a chunk is read where and when it is needed: it does not travel between workers, and no idle thread reads ahead
+    of a task that waits for something else. What several of the calls need stays a task of its own, made once.
+
+    Examples
+    --------
+    >>> from operator import add, mul
+    >>> six, seven = inner_calls(task(add, 1, task(add, 2, 3)), task(add, 3, 4))
+    >>> (product,) = delayed_of(task(mul, six, seven))
+    >>> product.compute(), len(product.dask)
+    (42, 1)
+    """
+    graph = delayed_of(*calls)[0].dask if calls else {}
+    needs = [_ancestors(graph, call.key) for call in calls]
+    n_users = Counter(chain.from_iterable(needs))
+    inner = []
+    for call, needed in zip(calls, needs, strict=True):
+        # Values and futures stay as they are.
+        own = {key for key in needed if n_users[key] == 1 and isinstance(graph[key], Task | Alias)}
+        shared = {key: graph[key] for key in needed if key not in own}
+        inner.append(Inner(Task.fuse(*map(graph.get, own)), shared, call.home))
+    return inner
+
+
+def _ancestors(graph: Mapping[Any, Any], key: Any) -> list[Any]:
+    """The key itself, and whatever it needs."""
+    found = {key: None}
+    waiting = [key]
+    while waiting:
+        new = [needed for needed in get_dependencies(graph, waiting.pop()) if needed in graph and needed not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    return list(found)
 
 
 def share(value: Any) -> Any:
@@ -74,8 +150,25 @@ def share(value: Any) -> Any:
 
     On a cluster it is sent there once, beside the graph; inside the graph it would pass through the scheduler with it.
     """
-    scatter = getattr(getattr(get_scheduler(), "__self__", None), "scatter", None)  # of a distributed.Client
-    return task(_itself, value) if scatter is None else scatter(value, hash=False, broadcast=True)
+    client = _active_client()
+    return task(_itself, value) if client is None else client.scatter(value, hash=False, broadcast=True)
+
+
+def homes(n_calls: int) -> list[str | None]:
+    """Workers for calls on neighbouring chunks: neighbours come to the same one, as long as it lives.
+
+    Left to itself a cluster deals them out to whoever is free; then half of what is computed with them and summed over
+    them travels. None for each where there is no cluster.
+    """
+    client = _active_client()
+    slots = [] if client is None else [home for home, n_threads in client.nthreads().items() for _ in range(n_threads)]
+    return [slots[i * len(slots) // n_calls] if slots else None for i in range(n_calls)]
+
+
+def _active_client() -> Any:
+    """The `distributed.Client` that computes for this thread, None where Dask's own schedulers do."""
+    scheduler = getattr(get_scheduler(), "__self__", None)
+    return scheduler if hasattr(scheduler, "scatter") else None
 
 
 def _itself(value: Any) -> Any:
@@ -90,4 +183,9 @@ def tree_sum(parts: Sequence[Lazy]) -> Lazy:
 
 
 def _sum_in_order(parts: list[Any]) -> Any:
-    return reduce(add, parts)
+    total, *others = parts
+    if others:
+        total = total + others[0]
+    for part in others[1:]:
+        total += part  # what is a fresh array is added to in place
+    return total

@@ -19,7 +19,7 @@ from dbksvd_dask.encoding import (
     SharedDictionary,
     add_seconds,
 )
-from dbksvd_dask.graph import Lazy, delayed_of, task, tree_sum
+from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels import cpu
@@ -87,7 +87,10 @@ def iterate(
     """
     all_at_once = update.inner_batch_size is None
     states, statistics, errors, first_passes = zip(
-        *(task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4) for rows in chunks),
+        *(
+            task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4, home=home)
+            for rows, home in zip(chunks, homes(len(chunks)), strict=True)
+        ),
         strict=True,
     )
     batch_statistics = tree_sum(statistics)
@@ -96,7 +99,7 @@ def iterate(
     else:
         new = _update_in_inner_batches(states, dictionary.atoms, n_atoms, pursuit.nonnegative, update, seed)
     worst = [
-        task(_worst_samples, state, chunk_errors, batch_statistics)
+        task(_worst_samples, state, chunk_errors, batch_statistics, home=state.home)
         for state, chunk_errors in zip(states, errors, strict=True)
         if update.replace_unused == "residual"
     ]
@@ -119,11 +122,14 @@ def _update_in_inner_batches(
     updated = []
     for batch in batches:
         old = task(_take, atoms, batch)
-        first_pass = tree_sum([task(_atom_pass, state, batch, n_atoms, old, old) for state in states])
+        first_pass = tree_sum(_passes(states, batch, n_atoms, old, old))
         new = _update_atoms(states, batch, n_atoms, old, first_pass, update)
         updated.append(new)
         if batch is not batches[-1]:  # the codes are computed anew in the next iteration
-            states = [task(_project_in_turn, state, batch, n_atoms, old, new, nonnegative) for state in states]
+            states = [
+                task(_project_in_turn, state, batch, n_atoms, old, new, nonnegative, home=state.home)
+                for state in states
+            ]
     return task(_join, order, updated)
 
 
@@ -137,9 +143,12 @@ def _update_atoms(
             basis.append(task(_next_direction, basis, products[-1]))
         else:
             basis, products = [task(_new_atoms, basis, products, old)], []
-        passes = [task(_atom_pass, state, batch, n_atoms, old, basis[-1]) for state in states]
-        products.append(tree_sum(passes))
+        products.append(tree_sum(_passes(states, batch, n_atoms, old, basis[-1])))
     return task(_new_atoms, basis, products, old)
+
+
+def _passes(states: Sequence[Lazy], batch: np.ndarray, n_atoms: int, old: Any, direction: Any) -> list[Lazy]:
+    return [task(_atom_pass, state, batch, n_atoms, old, direction, home=state.home) for state in states]
 
 
 @single_threaded()

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 
 from dbksvd_dask.kernels.cpu import feature_moments, squared_row_norms
-from dbksvd_dask.kernels.gram import gram_panel, panel_starts, raise_coherence
+from dbksvd_dask.kernels.gram import gram_panel, panel_starts, panels_coherence
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,4 @@ def coherence(atoms: np.ndarray) -> np.ndarray:
     >>> coherence(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
     array([0.6, 0.8, 0.8])
     """
-    largest = np.zeros(len(atoms), atoms.dtype)
-    for start in panel_starts(len(atoms)):
-        raise_coherence(largest, gram_panel(atoms, start), start)
-    return largest
+    return panels_coherence([gram_panel(atoms, start).largest for start in panel_starts(len(atoms))])

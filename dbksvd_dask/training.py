@@ -96,7 +96,7 @@ def train(
 
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
     """All rows, where the tasks run; a row that is not finite is an error here."""
-    chunks = dask.persist(*(rows for _, rows in read_in_order(embeddings, "validation")))
+    chunks = dask.persist(*delayed_of(*(rows for _, rows in read_in_order(embeddings, "validation"))))
     dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
     return chunks
 

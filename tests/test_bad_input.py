@@ -95,7 +95,7 @@ def spoiled(row, value=np.nan):
 @pytest.fixture
 def chunks_of_100_rows(monkeypatch):
     """Files and arrays in memory are read in chunks of 100 rows of the example."""
-    monkeypatch.setattr(opening, "CHUNK_BYTES", ROWS * N_FEATURES * 4)
+    monkeypatch.setattr(opening, "_rows_per_chunk", lambda shape, dtype: ROWS)
 
 
 def in_memory(X):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dbksvd_dask import DBKSVD, Dictionary
 from dbksvd_dask.batches import ROWS_PER_TASK, OuterBatches, read_in_order
+from dbksvd_dask.graph import delayed_of
 
 CHUNKS = st.lists(st.integers(1, 40) | st.sampled_from([1024, 5000]), min_size=1, max_size=6).map(tuple)
 
@@ -87,12 +88,15 @@ def test_tasks_are_neither_too_large_nor_needlessly_few(n_samples):
 
 @settings(deadline=None, max_examples=30)
 @given(chunks=CHUNKS)
-def test_reading_in_order_gives_all_rows_in_full_tasks(chunks):
+def test_reading_in_order_gives_all_rows_in_tasks_of_whole_chunks(chunks):
     counted = read_in_order(numbered(chunks))
-    found = rows_of(task for _, task in counted)
+    found = rows_of(delayed_of(*(call for _, call in counted)))
     assert [n_rows for n_rows, _ in counted] == [len(rows) for rows in found]
-    assert all(len(rows) == ROWS_PER_TASK for rows in found[:-1])
-    assert 0 < len(found[-1]) <= ROWS_PER_TASK
+    ends = np.cumsum(chunks)
+    assert set(np.cumsum([len(rows) for rows in found])) <= set(ends)
+    for rows, following in pairwise(found):
+        next_chunk = chunks[np.searchsorted(ends, following[0], side="right")]
+        assert len(rows) + next_chunk > ROWS_PER_TASK
     np.testing.assert_array_equal(np.concatenate(found), np.arange(sum(chunks)))
 
 
@@ -139,7 +143,7 @@ def test_a_row_that_is_not_finite_is_named_with_its_chunk(shuffle, value, data, 
     complaints = [complaint(batches.read(iteration)) for iteration in range(batches.n_batches)]
     assert [message in text for text in complaints if text] == [True]  # by the one batch that holds it
     with pytest.raises(ValueError, match=message):
-        dask.compute(*[task for _, task in read_in_order(embeddings)])
+        dask.compute(*delayed_of(*(call for _, call in read_in_order(embeddings))))
 
 
 @pytest.mark.parametrize("shuffle", [None, "chunks"])

@@ -23,7 +23,7 @@ SOURCES = {"all atoms at once": ["numpy", "dask", "npy"], "inner batches": ["das
 def same_chunks():
     """NumPy arrays and files come in the chunks of the dask array."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "CHUNK_BYTES", CHUNK * N_FEATURES * 4)
+        patch.setattr(opening, "_rows_per_chunk", lambda shape, dtype: CHUNK)
         yield
 
 

@@ -372,10 +372,7 @@ def test_lazy_codes_are_written_chunk_by_chunk(num_workers, tmp_path):
     assert chunks.alive == 0
 
 
-READS_AHEAD = pytest.mark.xfail(reason="reading runs ahead until the Gram matrix is there", strict=False)
-
-
-@pytest.mark.parametrize("num_workers", [1, pytest.param(4, marks=READS_AHEAD)])
+@pytest.mark.parametrize("num_workers", [1, 4])
 def test_embeddings_are_read_encoded_and_written_chunk_by_chunk(num_workers, tmp_path):
     """Also while one worker makes the Gram matrix, and the others have nothing to do but read."""
     chunks = Chunks()

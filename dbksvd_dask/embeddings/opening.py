@@ -17,7 +17,8 @@ from dask.base import tokenize
 from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_array, refuse_name
 from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
+"""Most bytes of a chunk where the source has none: small, so that most belong to one task only."""
 """Size of the chunks that files and NumPy arrays are read in, in the dtype they are stored in."""
 
 Source: TypeAlias = str | os.PathLike[str] | np.ndarray | da.Array | xr.DataArray | xr.Dataset
@@ -74,7 +75,7 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     >>> Y.dims, Y.shape, Y.dtype
     (('sample', 'feature'), (100000, 384), dtype('float16'))
     >>> Y.chunks
-    ((43690, 43690, 12620), (384,))
+    ((8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192, 1696), (384,))
 
     From a file, nothing is read until it is needed:
 
@@ -225,7 +226,9 @@ def _map_rows(stored: StoredArray) -> da.Array:
 
 
 def _rows_per_chunk(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    return max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:])))
+    """A power of two: so tasks of as many rows hold whole chunks."""
+    rows = max(1, CHUNK_BYTES // max(1, dtype.itemsize * math.prod(shape[1:])))
+    return 1 << (rows.bit_length() - 1)
 
 
 def _whole_rows(data: da.Array) -> da.Array:

@@ -107,9 +107,9 @@ def encode(
         Taken from the rows first.
     pursuit : Pursuit
     """
-    centred = _centred(rows, dictionary.dtype, mean)
-    indices, values, _ = _pursue(centred, dictionary, gram, pursuit, cpu.squared_row_norms(centred), {})
-    return Codes(indices, values)
+    one_block = np.empty((min(ROWS_PER_BLOCK, _count(rows)), dictionary.shape[1]), dictionary.dtype)
+    chunk = _pursue(rows, dictionary, gram, mean, pursuit, one_block).chunk
+    return Codes(chunk.indices, chunk.values)
 
 
 def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
@@ -130,51 +130,77 @@ def encode_with_residual(
 
     Parameters are those of `encode`.
     """
-    seconds: dict[str, float] = {}
-    with timed(seconds, "read"):
-        residual = _centred(rows, dictionary.dtype, mean)
-        squared_norms = cpu.squared_row_norms(residual)
-        moments = cpu.feature_moments(residual)
-    indices, values, residual_products = _pursue(residual, dictionary, gram, pursuit, squared_norms, seconds)
-    with timed(seconds, "residual"):
-        cpu.subtract_reconstruction(residual, dictionary, indices, values)
-    return Encoding(EncodedChunk(indices, values, residual), residual_products, squared_norms, moments, seconds)
+    residual = np.empty((_count(rows), dictionary.shape[1]), dictionary.dtype)
+    encoding = _pursue(rows, dictionary, gram, mean, pursuit, residual)
+    with timed(encoding.seconds, "residual"):
+        cpu.subtract_reconstruction(residual, dictionary, encoding.chunk.indices, encoding.chunk.values)
+    return encoding
 
 
-def _centred(rows: Sequence[np.ndarray], dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
-    """A copy of the rows in the precision of the computation, without the mean."""
-    # Into rows of C order, whatever that of the pieces.
-    centred = np.empty((sum(map(len, rows)), rows[0].shape[1]), dtype)
-    np.concatenate(rows, out=centred, casting="same_kind")
-    if mean is not None:
-        centred -= mean
-    return centred
+def _count(rows: Sequence[np.ndarray]) -> int:
+    return sum(map(len, rows))
 
 
 def _pursue(
-    rows: np.ndarray,
+    rows: Sequence[np.ndarray],
     dictionary: np.ndarray,
     gram: np.ndarray,
+    mean: np.ndarray | None,
     pursuit: Pursuit,
-    squared_norms: np.ndarray,
-    seconds: dict[str, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices, values and residual products of centred rows, a block of rows at a time."""
-    shape = (len(rows), pursuit.n_nonzero_coefs)
-    indices = np.full(shape, -1, np.int32)
-    values = np.zeros(shape, rows.dtype)
-    residual_products = np.zeros(shape, rows.dtype)
-    buffer = np.empty((min(ROWS_PER_BLOCK, len(rows)), len(dictionary)), rows.dtype)
-    for start in range(0, len(rows), ROWS_PER_BLOCK):
-        block = slice(start, start + ROWS_PER_BLOCK)
-        products = buffer[: len(rows[block])]
-        with timed(seconds, "product"):
-            np.matmul(rows[block], dictionary.T, out=products)
-        with timed(seconds, "pursuit"):
-            residual_products[block] = _pursue_block(
-                products, gram, squared_norms[block], pursuit, indices[block], values[block]
+    centred: np.ndarray,
+) -> Encoding:
+    """Encode a block of rows after the other, so that each stays in cache from its reading to its codes.
+
+    Parameters
+    ----------
+    rows, dictionary, gram, mean, pursuit
+        Those of `encode`.
+    centred : (n, d) or (ROWS_PER_BLOCK, d) floats
+        Takes the rows in the precision of the computation, without the mean: all of them, or one block after the other.
+        It stands for the residual in what is returned.
+    """
+    n_samples, n_features = _count(rows), dictionary.shape[1]
+    chunk = EncodedChunk(*_empty_codes(n_samples, pursuit.n_nonzero_coefs, dictionary.dtype), centred)
+    encoding = Encoding(
+        chunk,
+        residual_products=np.empty_like(chunk.values),
+        squared_norms=np.empty(n_samples),
+        moments=(np.zeros(n_features), np.zeros(n_features)),
+        seconds={},
+    )
+    products = np.empty((min(ROWS_PER_BLOCK, n_samples), len(dictionary)), dictionary.dtype)
+    for start in range(0, n_samples, ROWS_PER_BLOCK):
+        block = slice(start, min(start + ROWS_PER_BLOCK, n_samples))
+        block_rows = centred[block] if len(centred) == n_samples else centred[: block.stop - start]
+        with timed(encoding.seconds, "read"):
+            _centre(rows, block, mean, block_rows)
+            encoding.squared_norms[block] = cpu.squared_row_norms(block_rows)
+            for total, part in zip(encoding.moments, cpu.feature_moments(block_rows), strict=True):
+                total += part
+        with timed(encoding.seconds, "product"):
+            block_products = np.matmul(block_rows, dictionary.T, out=products[: len(block_rows)])
+        with timed(encoding.seconds, "pursuit"):
+            encoding.residual_products[block] = _pursue_block(
+                block_products, gram, encoding.squared_norms[block], pursuit, chunk.indices[block], chunk.values[block]
             )
-    return indices, values, residual_products
+    return encoding
+
+
+def _empty_codes(n_samples: int, n_nonzero_coefs: int, dtype: np.dtype) -> Codes:
+    shape = n_samples, n_nonzero_coefs
+    return Codes(np.full(shape, -1, np.int32), np.zeros(shape, dtype))
+
+
+def _centre(rows: Sequence[np.ndarray], block: slice, mean: np.ndarray | None, out: np.ndarray) -> None:
+    """Fill `out` with a block of the rows, without the mean."""
+    first = 0
+    for piece in rows:
+        start, stop = max(block.start - first, 0), min(block.stop - first, len(piece))
+        if start < stop:
+            out[first + start - block.start : first + stop - block.start] = piece[start:stop]
+        first += len(piece)
+    if mean is not None:
+        out -= mean
 
 
 def _pursue_block(

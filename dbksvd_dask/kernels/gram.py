@@ -1,8 +1,21 @@
 """The Gram matrix ``G = D Dᵀ`` in panels of rows, and the coherence that stands in it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
+from dbksvd_dask.kernels import cpu
+
 ATOMS_PER_PANEL = 1024
+
+
+class Panel(NamedTuple):
+    """Rows of ``D Dᵀ`` from the diagonal on: what stands before it is symmetric."""
+
+    products: np.ndarray
+    """(rows, m - start) floats."""
+    largest: np.ndarray
+    """(m - start,) floats: the largest ``|⟨d_i, d_j⟩|`` here of each atom with any other."""
 
 
 def panel_starts(n_atoms: int) -> range:
@@ -10,39 +23,24 @@ def panel_starts(n_atoms: int) -> range:
     return range(0, n_atoms, ATOMS_PER_PANEL)
 
 
-def gram_panel(dictionary: np.ndarray, start: int) -> np.ndarray:
-    """Rows ``start`` … ``start + ATOMS_PER_PANEL`` of ``D Dᵀ``, from the diagonal on: the rest is symmetric."""
-    return dictionary[start : start + ATOMS_PER_PANEL] @ dictionary[start:].T
+def gram_panel(dictionary: np.ndarray, start: int) -> Panel:
+    """The panel that begins at atom `start`."""
+    products = dictionary[start : start + ATOMS_PER_PANEL] @ dictionary[start:].T
+    return Panel(products, cpu.largest_products(products))
 
 
-def assemble_gram(panels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Put the panels of `gram_panel` together.
-
-    Parameters
-    ----------
-    panels : list of (rows, m - start) floats
-        In the order of `panel_starts`.
-
-    Returns
-    -------
-    products : (m, m) floats
-    coherence : (m,) floats
-    """
-    n_atoms = panels[0].shape[1]
-    products = np.empty((n_atoms, n_atoms), panels[0].dtype)
-    coherence = np.zeros(n_atoms, panels[0].dtype)
+def assemble_gram(panels: list[Panel]) -> np.ndarray:
+    """``D Dᵀ`` from the panels of `gram_panel`, in the order of `panel_starts`: (m, m) floats."""
+    n_atoms = len(panels[0].largest)
+    products = np.empty((n_atoms, n_atoms), panels[0].products.dtype)
     for start, panel in zip(panel_starts(n_atoms), panels, strict=True):
-        stop = start + panel.shape[0]
-        products[start:stop, start:] = panel
-        products[stop:, start:stop] = panel[:, stop - start :].T
-        raise_coherence(coherence, panel, start)
-    return products, coherence
+        cpu.place_panel(panel.products, start, products)
+    return products
 
 
-def raise_coherence(coherence: np.ndarray, panel: np.ndarray, start: int) -> None:
-    """Raise the coherence of each atom, in place, to the largest entry of the panel that begins at atom `start`."""
-    magnitude = np.abs(panel)
-    np.fill_diagonal(magnitude, 0)
-    stop = start + len(panel)
-    coherence[start:stop] = np.maximum(coherence[start:stop], magnitude.max(axis=1))
-    coherence[start:] = np.maximum(coherence[start:], magnitude.max(axis=0))
+def panels_coherence(largest: list[np.ndarray]) -> np.ndarray:
+    """Coherence of each atom, from what the panels hold of it: (m,) floats."""
+    coherence = largest[0].copy()
+    for start, values in zip(panel_starts(len(coherence)), largest, strict=True):
+        np.maximum(coherence[start:], values, out=coherence[start:])
+    return coherence

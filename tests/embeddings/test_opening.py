@@ -251,11 +251,12 @@ def test_numpy_arrays_are_wrapped_not_copied():
     assert shared.compute(scheduler="synchronous").all()
 
 
-def test_chunks_of_files_and_numpy_arrays_have_32_mib_of_what_is_stored(tmp_path):
-    array = np.zeros((70_000, 384), "float16")
-    rows = 32 * 2**20 // (384 * 2)
+def test_chunks_of_files_and_numpy_arrays_have_8_mib_or_the_next_smaller_power_of_two_of_rows(tmp_path):
+    array = np.zeros((20_000, 384), "float16")
+    rows = 2**13
+    assert rows * 384 * 2 <= 8 * 2**20 < 2 * rows * 384 * 2
     for source in (as_npy, as_npz, as_safetensors, as_numpy):
-        assert open_embeddings(source(tmp_path, array)).chunks[0] == (rows, 70_000 - rows)
+        assert open_embeddings(source(tmp_path, array)).chunks[0] == (rows, rows, 20_000 - 2 * rows)
 
 
 def test_a_chunk_has_at_least_one_row(monkeypatch):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, maximum, prefetch_row
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, load_tile, maximum, prefetch_row
 
 ATOMS_PER_BLOCK = 256
 """Products updated between two looks at the running maximum: few enough to find the winner again quickly."""
@@ -187,9 +187,9 @@ def subtract_reconstruction(rows: Any, dictionary: Any, indices: Any, values: An
     indices, values : (n, k) int32 and floats
     """
     n_samples, n_features = rows.shape
+    tile = np.empty((dictionary.shape[0], FEATURES_PER_TILE), dictionary.dtype)
     for first in range(0, n_features, FEATURES_PER_TILE):
-        tile = dictionary[:, first : first + FEATURES_PER_TILE].copy()
-        width = np.uint64(tile.shape[1])
+        width = np.uint64(load_tile(dictionary, first, tile))
         offset = np.uint64(first)
         for i in range(n_samples):
             for slot in range(indices.shape[1]):

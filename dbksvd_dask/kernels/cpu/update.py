@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, dot, long_dot
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, dot, load_tile, long_dot
 
 
 @compiled
@@ -61,9 +61,9 @@ def support_products(residual: Any, vectors: Any, rows: Any, atoms: Any) -> Any:
     (entries,) floats
     """
     products = np.zeros(rows.size, residual.dtype)
+    tile = np.empty((vectors.shape[0], FEATURES_PER_TILE), vectors.dtype)
     for first in range(0, residual.shape[1], FEATURES_PER_TILE):
-        tile = vectors[:, first : first + FEATURES_PER_TILE].copy()
-        width = np.uint64(tile.shape[1])
+        width = np.uint64(load_tile(vectors, first, tile))
         offset = np.uint64(first)
         for entry in range(rows.size):
             i = rows[entry]
@@ -86,9 +86,9 @@ def accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums
     weights : (entries,) floats
     sums : (w, d) floats
     """
+    tile = np.empty((sums.shape[0], FEATURES_PER_TILE), sums.dtype)
     for first in range(0, residual.shape[1], FEATURES_PER_TILE):
-        tile = np.zeros((sums.shape[0], min(FEATURES_PER_TILE, residual.shape[1] - first)), sums.dtype)
-        width = np.uint64(tile.shape[1])
+        width = np.uint64(load_tile(sums, first, tile))
         offset = np.uint64(first)
         for entry in range(rows.size):
             i = rows[entry]
@@ -96,7 +96,9 @@ def accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums
             weight = weights[entry]
             for f in range(width):
                 tile[j, f] += weight * residual[i, offset + f]
-        sums[:, first : first + FEATURES_PER_TILE] += tile
+        for j in range(sums.shape[0]):
+            for f in range(width):
+                sums[j, offset + f] = tile[j, f]
 
 
 @compiled
