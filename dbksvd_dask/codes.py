@@ -45,9 +45,9 @@ class SparseCodes:
 
     def __post_init__(self) -> None:
         """Check that the two arrays go together."""
-        kinds = {type(array) for array in (self.indices, self.values)}
-        if kinds != {np.ndarray} and kinds != {da.Array}:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        arrays = self.indices, self.values
+        if not any(all(isinstance(array, kind) for array in arrays) for kind in (np.ndarray, da.Array)):
+            names = ", ".join(sorted({type(array).__name__ for array in arrays}))
             raise TypeError(f"indices and values must be both NumPy arrays or both dask arrays, not {names}")
         if self.indices.ndim != 2 or self.indices.shape != self.values.shape:
             raise ValueError(
@@ -84,8 +84,8 @@ class SparseCodes:
 
     def compute(self) -> Self:
         """The same codes in memory."""
-        indices, values = dask.compute(self.indices, self.values)
-        return replace(self, indices=indices, values=values)
+        indices, values, coords = dask.compute(self.indices, self.values, dict(self.coords))
+        return replace(self, indices=indices, values=values, coords=coords)
 
     def to_csr(self) -> csr_array:
         """The codes X as an (n, m) SciPy matrix, in memory."""

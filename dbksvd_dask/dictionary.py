@@ -136,7 +136,8 @@ class Dictionary:
         Returns
         -------
         SparseCodes
-            In memory for a NumPy array; else lazy, on Dask. Zero rows get empty codes.
+            In memory for a NumPy array; else lazy, on Dask, in whole chunks of the embeddings: each is read, encoded
+            and let go by one task. Zero rows get empty codes.
 
         Raises
         ------

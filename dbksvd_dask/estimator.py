@@ -10,7 +10,6 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
-import dask
 import dask.array as da
 import llvmlite.binding
 import numpy as np
@@ -28,7 +27,6 @@ from dbksvd_dask.dictionary import Dictionary, check_atoms
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
-from dbksvd_dask.graph import delayed_of
 from dbksvd_dask.history import Iteration, history_dataset
 from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.chunk import Pursuit

@@ -126,6 +126,22 @@ def test_a_row_that_is_not_finite_is_named_with_its_chunk(use, source, value, tm
         use(source(tmp_path, Y))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_values_whose_squares_overflow_are_an_error_that_says_so(use, dtype):
+    Y = example().astype(dtype)
+    Y[230] *= np.sqrt(np.finfo(dtype).max)
+    with pytest.raises(ValueError, match=r"norm .* overflows .* scale the embeddings"):
+        use(Y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_and_small_values_that_do_not_overflow_change_nothing_but_the_scale(dtype):
+    expected = model().fit(example().astype(dtype)).components_
+    for power in (-40, 40):
+        np.testing.assert_array_equal(model().fit(np.ldexp(example().astype(dtype), power)).components_, expected)
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_row_of_the_validation_embeddings_is_not_blamed_on_the_training_embeddings(source, tmp_path):
     with pytest.raises(ValueError, match=r"validation contains NaN or infinity: row 230"):

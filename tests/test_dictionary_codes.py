@@ -270,14 +270,14 @@ def test_lazy_codes_may_be_computed_later_by_any_scheduler(scheduler):
         np.testing.assert_allclose(decoded, dense(codes) @ atoms(), atol=1e-12)
 
 
-def test_codes_are_chunked_by_tasks_not_by_the_chunks_that_the_embeddings_lie_in():
-    n_samples = 2 * ROWS_PER_TASK + 100
+def test_codes_come_in_whole_chunks_of_the_embeddings_small_ones_together():
+    large = ROWS_PER_TASK + 100
     D = Dictionary(np.eye(2, dtype="float32"), 1)
-    for chunks in (1000, ROWS_PER_TASK, n_samples):
-        codes = D.encode(da.ones((n_samples, 2), chunks=(chunks, 2), dtype="float32"))
-        expected = ((ROWS_PER_TASK, ROWS_PER_TASK, 100), (1,))
-        assert codes.indices.chunks == codes.values.chunks == expected
-        assert D.decode(codes).chunks == (expected[0], (2,))
+    together = (1000,) * 20
+    for chunks, expected in ((together, (8000, 8000, 4000)), ((large, 10, 20, large), (large, 30, large))):
+        codes = D.encode(da.ones((sum(chunks), 2), chunks=(chunks, 2), dtype="float32"))
+        assert codes.indices.chunks == codes.values.chunks == (expected, (1,))
+        assert D.decode(codes).chunks == (expected, (2,))
         np.testing.assert_array_equal(codes.values, 1)
 
 
@@ -371,7 +371,7 @@ def test_a_dictionary_as_xarray_shows_atoms_mean_and_parameters():
         (dictionary("float32", None), "<Dictionary: 14 atoms x 9 features, float32>"),
         (dictionary().encode(example()), "<SparseCodes: 90 samples x 14 atoms, at most 3 nonzero, float64, in memory>"),
         (
-            dictionary().encode(da.ones((20_000, N_FEATURES))),
+            dictionary().encode(da.ones((20_000, N_FEATURES), chunks=(8000, -1))),
             "<SparseCodes: 20000 samples x 14 atoms, at most 3 nonzero, float64, lazy, 3 chunks>",
         ),
     ],
@@ -392,3 +392,18 @@ def test_coherence_of_repeated_orthogonal_and_single_atoms():
     np.testing.assert_array_equal(Dictionary(np.eye(3)[[0, 1, 0]]).coherence(), [1, 0, 1])
     np.testing.assert_array_equal(Dictionary(-np.eye(3)[[0, 0]] * [[1], [-1]]).coherence(), [1, 1])
     np.testing.assert_array_equal(Dictionary(np.eye(1, 3)).coherence(), [0])
+
+
+def test_computed_codes_have_computed_coordinates():
+    document = xr.DataArray(da.arange(6, chunks=2), dims="sample")
+    indices = da.zeros((6, 1), chunks=2, dtype="int32")
+    codes = SparseCodes(indices, indices.astype("float32"), 3, {"document": document}).compute()
+    assert isinstance(codes.coords["document"].data, np.ndarray)
+    np.testing.assert_array_equal(codes.coords["document"], np.arange(6))
+
+
+def test_codes_may_be_mapped_from_files(tmp_path):
+    for name, array in {"indices": np.array([[2, 0]], np.int32), "values": np.array([[0.5, -1.0]])}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("indices", "values"))
+    np.testing.assert_array_equal(SparseCodes(*mapped, n_atoms=3).to_csr().toarray(), [[-1, 0, 0.5]])

@@ -19,6 +19,10 @@ STEPS_PER_NONZERO = 4
 """Matching pursuit may pick an atom again; it ends after this many steps for each nonzero coefficient."""
 
 
+MOST_SAMPLES = 2**32
+"""Samples of a batch over which sums do not overflow."""
+
+
 @dataclass(frozen=True)
 class Pursuit:
     """How samples are encoded."""
@@ -175,6 +179,7 @@ def _pursue(
         with timed(encoding.seconds, "read"):
             _centre(rows, block, mean, block_rows)
             encoding.squared_norms[block] = cpu.squared_row_norms(block_rows)
+            _check_norms(encoding.squared_norms[block], centred.dtype)
             for total, part in zip(encoding.moments, cpu.feature_moments(block_rows), strict=True):
                 total += part
         with timed(encoding.seconds, "product"):
@@ -184,6 +189,16 @@ def _pursue(
                 block_products, gram, encoding.squared_norms[block], pursuit, chunk.indices[block], chunk.values[block]
             )
     return encoding
+
+
+def _check_norms(squared_norms: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse rows whose products, summed over the samples of a batch, could overflow."""
+    largest, limit = np.sqrt(squared_norms.max()), np.sqrt(np.finfo(dtype).max / MOST_SAMPLES)
+    if not largest <= limit:
+        raise ValueError(
+            f"a row has norm {largest:.3g}, but computation in {dtype} overflows beyond {limit:.3g}: "
+            "scale the embeddings"
+        )
 
 
 def _empty_codes(n_samples: int, n_nonzero_coefs: int, dtype: np.dtype) -> Codes:
@@ -197,7 +212,8 @@ def _centre(rows: Sequence[np.ndarray], block: slice, mean: np.ndarray | None, o
     for piece in rows:
         start, stop = max(block.start - first, 0), min(block.stop - first, len(piece))
         if start < stop:
-            out[first + start - block.start : first + stop - block.start] = piece[start:stop]
+            with np.errstate(over="ignore"):  # the norms tell
+                out[first + start - block.start : first + stop - block.start] = piece[start:stop]
         first += len(piece)
     if mean is not None:
         out -= mean
