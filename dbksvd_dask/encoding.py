@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
 from dask.delayed import Delayed
 
+from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.graph import Lazy, delayed_of, homes, share, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
@@ -173,5 +175,8 @@ def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit
 def _evaluate(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit
 ) -> EncodingStatistics:
-    encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.products, mean, pursuit)
-    return EncodingStatistics.of(encoding, len(atoms.vectors))
+    # A large chunk by parts, so that its residual is never whole in memory.
+    starts = range(0, len(rows[0]), ROWS_PER_TASK)
+    parts = [rows] if len(rows) > 1 else [[rows[0][start : start + ROWS_PER_TASK]] for start in starts]
+    encodings = (kernels.encode_with_residual(part, atoms.vectors, gram.products, mean, pursuit) for part in parts)
+    return reduce(add, (EncodingStatistics.of(encoding, len(atoms.vectors)) for encoding in encodings))

@@ -96,7 +96,8 @@ def train(
 
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
     """All rows, where the tasks run; a row that is not finite is an error here."""
-    chunks = dask.persist(*delayed_of(*(rows for _, rows in read_in_order(embeddings, "validation"))))
+    everything = OuterBatches(embeddings, len(embeddings), None, seed=0, name="validation")
+    chunks = dask.persist(*everything.read(0))
     dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
     return chunks
 

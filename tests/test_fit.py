@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dbksvd_dask import DBKSVD, Callback, ProgressBar, StopOnPlateau, TimeBudget, metrics
 from dbksvd_dask.history import QUANTILES, STAGES, Iteration
+from dbksvd_dask.kernels import chunk
 
 N_SAMPLES, N_FEATURES, N_ATOMS, K, BATCH = 200, 8, 12, 3, 50
 N_BATCHES = N_SAMPLES // BATCH
@@ -241,6 +242,22 @@ def test_the_same_rows_give_the_same_bits_wherever_they_lie(source, dtype, tmp_p
     xr.testing.assert_identical(fitted.history_.drop_vars(timings), expected.history_.drop_vars(timings))
     np.testing.assert_array_equal(csr(fitted.transform(given)).toarray(), expected.transform(Y).toarray())
     assert fitted.score(given) == expected.score(Y)
+
+
+def test_the_residual_of_a_large_chunk_is_never_whole_in_memory(monkeypatch):
+    Y = example()
+    fitted = model().fit(Y)
+    expected = fitted.score(Y)
+    monkeypatch.setattr("dbksvd_dask.encoding.ROWS_PER_TASK", 60)
+    encode, seen = chunk.encode_with_residual, []
+
+    def recorded(rows, *arguments):
+        seen.append(sum(map(len, rows)))
+        return encode(rows, *arguments)
+
+    monkeypatch.setattr(chunk, "encode_with_residual", recorded)
+    assert fitted.score(da.from_array(Y, chunks=-1)) == pytest.approx(expected, rel=1e-6)
+    assert seen == [60, 60, 60, 20]
 
 
 @pytest.mark.parametrize("source", [as_numpy, as_dask])
