@@ -1,33 +1,30 @@
 """DBKSVD: the estimator, by scikit-learn's conventions."""
 
-import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
-import dask.array as da
 import llvmlite.binding
 import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from dbksvd_dask.batches import OuterBatches, Segment, check_finite, read_in_order
+from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.callbacks import Callback
 from dbksvd_dask.codes import SparseCodes
-from dbksvd_dask.dictionary import Dictionary, check_atoms
-from dbksvd_dask.embeddings import open_embeddings
+from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.history import Iteration, history_dataset
+from dbksvd_dask.inputs import check_init, check_parameters, is_lazy, open_rows, refuse_second_argument
 from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.chunk import Pursuit
 from dbksvd_dask.training import Training, embeddings_mean, first_atoms, train
@@ -201,13 +198,13 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             If they are empty, have fewer samples than there are atoms, or hold a row that is not finite; if the
             validation embeddings have another number of features; or if a parameter does not fit.
         """
-        self._refuse_second(y)
+        refuse_second_argument(y)
         self._validate_params()
         with self._unchanged_unless_iterated():
             self._iterations: list[Iteration] = []
-            embeddings = self._open(Y, reset=True)
-            held_out = None if validation is None else self._open(validation, reset=False, name="validation")
-            self._check_parameters(embeddings)
+            embeddings = open_rows(self, Y, reset=True)
+            held_out = None if validation is None else open_rows(self, validation, reset=False, name="validation")
+            check_parameters(self, len(embeddings))
             self._begin(embeddings)
             batches = self._batches(embeddings)
             self.components_ = self._first_atoms(batches)
@@ -224,12 +221,12 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         y : None
             Ignored.
         """
-        self._refuse_second(y)
+        refuse_second_argument(y)
         self._validate_params()
         fitted = hasattr(self, "components_")
         with self._unchanged_unless_iterated():
-            embeddings = self._open(Y, reset=not fitted)
-            self._check_parameters(embeddings, fitted)
+            embeddings = open_rows(self, Y, reset=not fitted)
+            check_parameters(self, len(embeddings), len(self.components_) if fitted else None)
             if not fitted:
                 self._begin(embeddings)
             batches = self._batches(embeddings)
@@ -252,9 +249,9 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             For an array in memory; for dask arrays, xarray objects and paths lazy `SparseCodes`.
         """
         check_is_fitted(self)
-        embeddings = self._open(Y, reset=False)
+        embeddings = open_rows(self, Y, reset=False)
         codes = self.dictionary_.encode(embeddings)
-        return codes if _is_lazy(Y) else codes.to_csr()
+        return codes if is_lazy(Y) else codes.to_csr()
 
     def inverse_transform(self, X: SparseCodes | csr_array | np.ndarray) -> np.ndarray | xr.DataArray:
         """Reconstruct embeddings from their codes; see `Dictionary.decode`.
@@ -278,7 +275,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Ignored.
         """
         check_is_fitted(self)
-        embeddings = self._open(Y, reset=False)
+        embeddings = open_rows(self, Y, reset=False)
         shared = share_dictionary(self.components_, self.mean_, len(self.components_))
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         return evaluate_chunks(chunks, shared, self._pursuit).compute().errors.variance_explained
@@ -311,66 +308,6 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @property
     def _pursuit(self) -> Pursuit:
         return Pursuit(int(self.n_nonzero_coefs), self.encoder, bool(self.nonnegative), float(self.rtol))
-
-    def _open(self, Y: Source, *, reset: bool, name: str = "Y") -> xr.DataArray:
-        """The embeddings as a lazy DataArray, checked against the number of features."""
-        if _is_lazy(Y):
-            embeddings = open_embeddings(Y)
-            if reset:
-                self.n_features_in_ = embeddings.shape[1]
-            self._check_features(embeddings.shape[1], name)
-            return embeddings
-        if isinstance(Y, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a MaskedArray, whose mask would be lost: drop or fill what it masks first")
-        if name == "Y":
-            rows = validate_data(self, Y, reset=reset, dtype=None, ensure_all_finite=False)
-        else:
-            rows = check_array(Y, dtype=None, ensure_all_finite=False, input_name=name)
-            self._check_features(rows.shape[1], name)
-        embeddings = open_embeddings(rows)
-        # What is in memory is checked before any work; what is read later, when it is read.
-        starts = np.cumsum([0, *embeddings.data.chunks[0]])
-        for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
-            check_finite(rows, Segment(chunk, 0, slice(start, stop)), name)
-        return embeddings
-
-    def _check_features(self, n_features: int, name: str) -> None:
-        if n_features != self.n_features_in_:
-            raise ValueError(
-                f"{name} has {n_features} features, but DBKSVD is expecting {self.n_features_in_} features"
-            )
-
-    def _check_parameters(self, embeddings: xr.DataArray, fitted: bool = False) -> None:
-        """Refuse what scikit-learn's declarative constraints cannot say."""
-        if fitted and len(self.components_) != self.n_components:
-            raise ValueError(
-                f"n_components={self.n_components} differs from the {len(self.components_)} atoms learned so far: "
-                "fit anew, or set it back"
-            )
-        if not fitted and len(embeddings) < self.n_components:
-            raise ValueError(
-                f"n_samples={len(embeddings)} is smaller than n_components={self.n_components}: "
-                "pass more samples, or ask for fewer atoms"
-            )
-        if self.n_nonzero_coefs > self.n_components:
-            raise ValueError(f"n_nonzero_coefs={self.n_nonzero_coefs} exceeds n_components={self.n_components}")
-        if self.dtype is not None and np.dtype(self.dtype) not in (np.float32, np.float64):
-            raise ValueError(
-                f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {self.dtype!r} instead."
-            )
-        _ = self._pursuit  # refuses what does not go together
-        for callback in self.callbacks:
-            if isinstance(callback, type):
-                raise TypeError(f"callback {callback.__name__} is a class: pass an instance, {callback.__name__}()")
-            if not callable(callback):
-                raise TypeError(f"callback {callback!r} cannot be called: pass callables (model, iteration)")
-
-    @staticmethod
-    def _refuse_second(y: Any) -> None:
-        """Say that held-out embeddings go by keyword; scikit-learn's own targets pass."""
-        rows = isinstance(y, list) and len(y) > 0 and isinstance(y[0], list)
-        if rows or isinstance(y, str | os.PathLike) or getattr(y, "ndim", 1) == 2:
-            raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
 
     @contextmanager
     def _unchanged_unless_iterated(self) -> Iterator[None]:
@@ -412,19 +349,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _first_atoms(self, batches: OuterBatches) -> np.ndarray:
         if isinstance(self.init, str):
             return first_atoms(batches, int(self.n_components), self.init, self._dtype, self._training)
-        atoms = check_atoms(self.init, "init").astype(self._dtype)
-        shape = (self.n_components, self.n_features_in_)
-        if atoms.shape != shape:
-            raise ValueError(f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}")
-        # The Gram matrix of the shorter side: its eigenvalues are the squared singular values.
-        wide = (atoms.T @ atoms if shape[0] > shape[1] else atoms @ atoms.T).astype(np.float64)
-        rank = np.linalg.matrix_rank(wide, hermitian=True, tol=min(shape) * np.finfo(self._dtype).eps * wide.trace())
-        if rank < min(shape):
-            raise ValueError(
-                f"init has rank {rank}, but {shape[0]} atoms over {shape[1]} features should have {min(shape)}: "
-                "some of its atoms depend on the others"
-            )
-        return atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
+        return check_init(self.init, (int(self.n_components), self.n_features_in_), self._dtype)
 
     def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int) -> None:
         held_out = None if validation is None else validation.data
@@ -485,7 +410,3 @@ def _plain(value: Any) -> str | int | float | bool | None:
     if isinstance(value, type | np.dtype):
         return np.dtype(value).name
     return value if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-def _is_lazy(Y: Source) -> bool:
-    return isinstance(Y, str | os.PathLike | da.Array | xr.DataArray | xr.Dataset)

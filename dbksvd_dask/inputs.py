@@ -1,0 +1,120 @@
+"""What the estimator is given: embeddings, parameters and a first dictionary, checked before any work."""
+
+import os
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+from dbksvd_dask.batches import Segment, check_finite
+from dbksvd_dask.dictionary import check_atoms
+from dbksvd_dask.embeddings import open_embeddings
+from dbksvd_dask.embeddings.opening import Source
+
+if TYPE_CHECKING:
+    from dbksvd_dask.estimator import DBKSVD
+
+
+def is_lazy(Y: Source) -> bool:
+    """Whether the embeddings are read on Dask rather than in memory already."""
+    return isinstance(Y, str | os.PathLike | da.Array | xr.DataArray | xr.Dataset)
+
+
+def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr.DataArray:
+    """The embeddings as a lazy DataArray.
+
+    Parameters
+    ----------
+    model : DBKSVD
+    Y : (n, d) embeddings
+    reset : bool
+        Let the model expect as many features as these have, rather than check them against those that it expects.
+    name : str
+        What errors call the embeddings.
+    """
+    if is_lazy(Y):
+        embeddings = open_embeddings(Y)
+        if reset:
+            model.n_features_in_ = embeddings.shape[1]
+        _check_features(model, embeddings.shape[1], name)
+        return embeddings
+    if isinstance(Y, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a MaskedArray, whose mask would be lost: drop or fill what it masks first")
+    if name == "Y":
+        rows = validate_data(model, Y, reset=reset, dtype=None, ensure_all_finite=False)
+    else:
+        rows = check_array(Y, dtype=None, ensure_all_finite=False, input_name=name)
+        _check_features(model, rows.shape[1], name)
+    embeddings = open_embeddings(rows)
+    # What is in memory is checked before any work; what is read later, when it is read.
+    starts = np.cumsum([0, *embeddings.data.chunks[0]])
+    for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
+        check_finite(rows, Segment(chunk, 0, slice(start, stop)), name)
+    return embeddings
+
+
+def _check_features(model: "DBKSVD", n_features: int, name: str) -> None:
+    if n_features != model.n_features_in_:
+        raise ValueError(f"{name} has {n_features} features, but DBKSVD is expecting {model.n_features_in_} features")
+
+
+def check_parameters(model: "DBKSVD", n_samples: int, n_learned: int | None = None) -> None:
+    """Refuse what scikit-learn's declarative constraints cannot say; `n_learned` atoms are there to go on with."""
+    if n_learned is not None and n_learned != model.n_components:
+        raise ValueError(
+            f"n_components={model.n_components} differs from the {n_learned} atoms learned so far: "
+            "fit anew, or set it back"
+        )
+    if n_learned is None and n_samples < model.n_components:
+        raise ValueError(
+            f"n_samples={n_samples} is smaller than n_components={model.n_components}: "
+            "pass more samples, or ask for fewer atoms"
+        )
+    if model.n_nonzero_coefs > model.n_components:
+        raise ValueError(f"n_nonzero_coefs={model.n_nonzero_coefs} exceeds n_components={model.n_components}")
+    if model.dtype is not None and np.dtype(model.dtype) not in (np.float32, np.float64):
+        raise ValueError(
+            f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {model.dtype!r} instead."
+        )
+    _ = model._pursuit  # refuses what does not go together
+    for callback in model.callbacks:
+        if isinstance(callback, type):
+            raise TypeError(f"callback {callback.__name__} is a class: pass an instance, {callback.__name__}()")
+        if not callable(callback):
+            raise TypeError(f"callback {callback!r} cannot be called: pass callables (model, iteration)")
+
+
+def refuse_second_argument(y: Any) -> None:
+    """Say that held-out embeddings go by keyword; scikit-learn's own targets pass."""
+    rows = isinstance(y, list) and len(y) > 0 and isinstance(y[0], list)
+    if rows or isinstance(y, str | os.PathLike) or getattr(y, "ndim", 1) == 2:
+        raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
+
+
+def check_init(init: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """A first dictionary that somebody has made: unit rows, as different as can be.
+
+    Parameters
+    ----------
+    init : (m, d) floats
+    shape : tuple of int
+        (m, d) as they should be.
+    dtype : float32 or float64
+        That of the computation.
+    """
+    atoms = check_atoms(init, "init").astype(dtype)
+    if atoms.shape != shape:
+        raise ValueError(f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}")
+    # The Gram matrix of the shorter side: its eigenvalues are the squared singular values.
+    wide = (atoms.T @ atoms if shape[0] > shape[1] else atoms @ atoms.T).astype(np.float64)
+    rank = np.linalg.matrix_rank(wide, hermitian=True, tol=min(shape) * np.finfo(dtype).eps * wide.trace())
+    if rank < min(shape):
+        raise ValueError(
+            f"init has rank {rank}, but {shape[0]} atoms over {shape[1]} features should have {min(shape)}: "
+            "some of its atoms depend on the others"
+        )
+    return atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
