@@ -12,7 +12,7 @@ from operator import getitem
 from typing import Any
 from uuid import uuid4
 
-from dask._task_spec import Alias, List, Task, TaskRef
+from dask._task_spec import Alias, List, Task, TaskRef, convert_legacy_task
 from dask.base import get_scheduler
 from dask.core import get_dependencies
 from dask.delayed import Delayed
@@ -122,7 +122,7 @@ def inner_calls(*calls: Lazy) -> list[Inner]:
     >>> product.compute(), len(product.dask)
     (42, 1)
     """
-    graph = delayed_of(*calls)[0].dask if calls else {}
+    graph = _nodes(delayed_of(*calls)[0].dask) if calls else {}
     needs = [_ancestors(graph, call.key) for call in calls]
     n_users = Counter(chain.from_iterable(needs))
     inner = []
@@ -132,6 +132,14 @@ def inner_calls(*calls: Lazy) -> list[Inner]:
         shared = {key: graph[key] for key in needed if key not in own}
         inner.append(Inner(Task.fuse(*map(graph.get, own)), shared, call.home))
     return inner
+
+
+def _nodes(graph: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The graph with Dask's older spellings of tasks, tuples and bare keys, as task nodes: only those can be fused."""
+    # A future stays itself: as an alias it would not keep what it stands for alive.
+    return {
+        key: node if isinstance(node, TaskRef) else convert_legacy_task(key, node, graph) for key, node in graph.items()
+    }
 
 
 def _ancestors(graph: Mapping[Any, Any], key: Any) -> list[Any]:

@@ -137,10 +137,10 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
     if not target.exists():
         raise FileNotFoundError(f"there is no {kind} store at {target}")
     try:
-        dataset = xr.open_zarr(target, consolidated=True)
+        found = zarr.open(target, mode="r").attrs.get("format", "")
+        dataset = xr.open_zarr(target, consolidated=True) if found == _FORMAT + kind else xr.Dataset()
     except Exception as error:  # zarr and xarray let through whatever their parsers raise
         raise ValueError(f"{target} is not a zarr store, or was only half written: {error}") from error
-    found = dataset.attrs.get("format", "")
     if found != _FORMAT + kind:
         raise ValueError(f"{target} is not a {kind} store of dbksvd_dask: its format attribute is {found!r}")
     missing = {"format_version", *needed}.difference(dataset.variables, dataset.attrs)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbksvd_dask import DBKSVD, Dictionary
+from dbksvd_dask import DBKSVD, Dictionary, open_embeddings
 from dbksvd_dask.batches import ROWS_PER_TASK, OuterBatches, read_in_order
 from dbksvd_dask.graph import delayed_of
 
@@ -113,6 +113,52 @@ def test_nothing_is_read_before_a_batch_is_computed_and_then_each_chunk_once():
     assert not reads
     dask.compute(*tasks)
     assert reads == {0: 1, 1: 1}
+
+
+def from_delayed(blocks):
+    return da.concatenate([da.from_delayed(block, (100, 1), np.float64) for block in blocks])
+
+
+@dask.delayed
+def block_of(rows, number):
+    return rows[100 * number : 100 * (number + 1)]
+
+
+def older_graph(rows):
+    """Tasks as tuples, and keys that stand for other keys."""
+    graph = {("made", i): (np.multiply, rows[100 * i : 100 * (i + 1)], 1.0) for i in range(9)}
+    graph |= {("rows", i, 0): ("made", i) for i in range(9)}
+    return da.Array(graph, "rows", ((100,) * 9, (1,)), dtype=np.float64)
+
+
+def halves_changed_over(rows):
+    array = da.from_array(rows, chunks=(100, 1))
+    return da.concatenate([array[450:], array[:450]])[np.r_[450:900, 0:450]]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda rows: da.concatenate([da.from_array(rows[:450], chunks=(100, 1)), da.from_array(rows[450:])]),
+        lambda rows: da.concatenate([da.from_array(rows, chunks=(100, 1))[i : i + 70] for i in range(0, 900, 70)]),
+        lambda rows: from_delayed([dask.delayed(rows[100 * i : 100 * (i + 1)]) for i in range(9)]),
+        lambda rows: from_delayed([block_of(dask.delayed(rows), i) for i in range(9)]),
+        lambda rows: from_delayed([block_of(dask.delayed(np.copy)(rows), i) for i in range(9)]),
+        lambda rows: from_delayed([block_of(rows, i) for i in range(9)]).persist(),
+        lambda rows: da.from_array(rows, chunks=(200, 1)).rechunk((130, 1)) * 2.0 - rows,
+        lambda rows: da.from_array(rows, chunks=(300, 1)).map_blocks(np.copy)[np.arange(900)],
+        lambda rows: da.stack([da.from_array(rows.ravel(), chunks=90)[i] for i in range(900)])[:, np.newaxis],
+        older_graph,
+        halves_changed_over,
+    ],
+)
+@pytest.mark.parametrize("batch_size", [33, 400, 900])
+def test_embeddings_may_be_any_dask_graph(made, batch_size):
+    rows = np.arange(900, dtype=np.float64)[:, np.newaxis]
+    embeddings = open_embeddings(made(rows)).data
+    np.testing.assert_array_equal(np.concatenate(epoch(OuterBatches(embeddings, batch_size, None, seed=0))), rows[:, 0])
+    in_order = delayed_of(*(call for _, call in read_in_order(embeddings)))
+    np.testing.assert_array_equal(np.concatenate(rows_of(in_order)), rows[:, 0])
 
 
 # --- rows that are not finite ----------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import math
 import os
 import uuid
 import warnings
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -18,8 +19,7 @@ from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_arr
 from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
 
 CHUNK_BYTES = 8 * 2**20
-"""Most bytes of a chunk where the source has none: small, so that most belong to one task only."""
-"""Size of the chunks that files and NumPy arrays are read in, in the dtype they are stored in."""
+"""Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""
 
 Source: TypeAlias = str | os.PathLike[str] | np.ndarray | da.Array | xr.DataArray | xr.Dataset
 
@@ -49,7 +49,7 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     xarray.DataArray
         Dimensions ``("sample", "feature")``, on a dask array with all the features in one chunk, and with the
         coordinates and attributes of the source. Zarr stores and dask arrays keep their own chunks of rows; files and
-        NumPy arrays get chunks of about 32 MiB. float16, float32 and float64 stay as they are. bfloat16, which neither
+        NumPy arrays get chunks of at most 8 MiB. float16, float32 and float64 stay as they are. bfloat16, which neither
         zarr nor numba knows, becomes float32 chunk by chunk.
 
     Raises
@@ -131,6 +131,8 @@ def _open_path(path: str, name: str | None) -> xr.DataArray:
     if os.path.isdir(path):
         return _open_zarr(path, name)
     suffix = os.path.splitext(path)[1]
+    if suffix == ".zarr":
+        raise ValueError(f"{path} is a file, but a zarr store is a folder: unpack it first, if it is an archive")
     if suffix == ".npy":
         refuse_name(name, path)
         return _unnamed(_map_rows(npy_array(path)))
@@ -155,18 +157,57 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
     if isinstance(node, zarr.Array):
         refuse_name(name, path)
         check_complete(node, path)
-        return _unnamed(da.from_zarr(node))
+        return _unnamed(_read_named(node, da.from_zarr(node).chunks, path))
     try:
         # Not asking for consolidated metadata that is not there: xarray would warn about it.
-        dataset = xr.open_zarr(path, consolidated=node.metadata.consolidated_metadata is not None)
+        consolidated = node.metadata.consolidated_metadata is not None
+        dataset = xr.open_zarr(path, consolidated=consolidated)
+        undivided = xr.open_zarr(path, consolidated=consolidated, chunks=None)
     except Exception as error:  # xarray, too, lets through whatever decoding raises
         raise ValueError(
             f"xarray cannot read the zarr group {path} ({error}); if its arrays have no dimension names, open one of "
             f"them by its own path: {', '.join(f'{path}/{key}' for key in sorted(node.array_keys()))}"
         ) from error
     array = _choose_variable(dataset, name, path)
-    check_complete(node[str(array.name)], f"{path} ({array.name!r})")
-    return array
+    where = f"{path} ({array.name!r})"
+    check_complete(node[str(array.name)], where)
+    return array.copy(deep=False, data=_read_named(undivided[array.name], array.data.chunks, where))
+
+
+@dataclass(frozen=True)
+class _NamedRows:
+    """Rows of a zarr array; where they cannot be read, the error says which they are."""
+
+    array: zarr.Array | xr.DataArray
+    where: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return np.asarray(self.array[index])
+        except Exception as error:  # zarr lets through whatever its codecs and stores raise
+            rows = range(self.shape[0])[index[0]]
+            raise OSError(
+                f"{self.where}: rows {rows.start} to {rows.stop - 1} cannot be read ({error or type(error).__name__}): "
+                "is the store damaged, or was it only half written?"
+            ) from error
+
+
+def _read_named(array: zarr.Array | xr.DataArray, chunks: tuple[tuple[int, ...], ...], where: str) -> da.Array:
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    name = f"embeddings-{uuid.uuid4().hex}"
+    return da.from_array(_NamedRows(array, where), chunks, name=name, inline_array=True, meta=meta)
 
 
 def check_complete(array: zarr.Array, where: str) -> None:

@@ -553,6 +553,7 @@ def unknown_chunks(folder):
         (lambda f: overwrite(f / "rows.h5", b""), ValueError, "unknown suffix '.h5': .*numpy.save"),
         (lambda f: overwrite(f / "rows", b""), ValueError, "unknown suffix ''"),
         (lambda f: f, ValueError, "not a readable zarr store .*half written"),
+        (lambda f: overwrite(f / "rows.zarr", b"PK"), ValueError, "rows.zarr is a file, but a zarr store is a folder"),
         (lambda f: cut(as_npy(f, example()), 1000), ValueError, "cut off: .* has 1328 bytes, but there are 1000"),
         (lambda f: cut(as_npy(f, example()), 50), ValueError, "not a readable .npy file"),
         (lambda f: overwrite(f / "rows.npy", b""), ValueError, "not a readable .npy file"),
@@ -581,6 +582,21 @@ def test_mistakes_are_named(source, error, message, tmp_path):
     made = source(tmp_path)
     with pytest.raises(error, match=f"(?s){message}"):
         open_embeddings(made)
+
+
+@pytest.mark.parametrize(
+    ("source", "chunk"), [(as_zarr, "rows/c/1/0"), (as_bare_zarr, "c/1/0"), (as_zarr_2, "rows/1.0")]
+)
+def test_a_damaged_chunk_is_named_when_it_is_read(source, chunk, tmp_path):
+    path = source(tmp_path, example())
+    cut(path / chunk, 10)
+    embeddings = open_embeddings(path)
+    second = slice(embeddings.chunks[0][0], sum(embeddings.chunks[0][:2]))
+    np.testing.assert_array_equal(embeddings[: second.start], example()[: second.start])
+    with pytest.raises(
+        OSError, match=rf"rows.zarr.*: rows {second.start} to {second.stop - 1} cannot be read .*damaged"
+    ):
+        embeddings.compute()
 
 
 @pytest.mark.parametrize("tag", ["I64", "F8_E4M3", "BOOL"])
