@@ -77,6 +77,8 @@ def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) ->
         if parent.exists():
             if not parent.is_dir():
                 raise NotADirectoryError(f"{parent} is not a folder: {target} cannot be written")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise PermissionError(f"you may not write to {parent}: choose another path than {target}")
             break
     return target
 

@@ -621,3 +621,16 @@ def test_a_store_behind_a_link_can_be_replaced(tmp_path):
     dictionary(2).to_zarr(tmp_path / "latest.zarr", overwrite=True)
     assert_same_dictionary(open_dictionary(tmp_path / "latest.zarr"), dictionary(2))
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file is not a folder: .*store\.zarr cannot be written"):
+        dictionary().to_zarr(tmp_path / "file" / "store.zarr")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="may not write to"):
+        dictionary().to_zarr(tmp_path / "deeper" / "store.zarr")
