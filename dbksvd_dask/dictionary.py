@@ -23,6 +23,7 @@ from dbksvd_dask.kernels.chunk import Pursuit, reconstruct
 from dbksvd_dask.store import open_store, write_store
 
 UNIT_NORM_TOLERANCE = 1e-3
+_NEEDED = "atoms", "n_nonzero_coefs", "encoder", "nonnegative", "rtol", "provenance"
 
 
 class Dictionary:
@@ -81,18 +82,18 @@ class Dictionary:
         self.encoder = encoder
         self.nonnegative = nonnegative
         self.rtol = rtol
-        Pursuit(1, encoder, nonnegative, rtol)  # refuses what does not go together
+        Pursuit(1, encoder, nonnegative, rtol)  # refuses what is not allowed or does not go together
         self.history = xr.Dataset() if history is None else history
         self.provenance = dict(provenance or {})
 
     @property
     def n_atoms(self) -> int:
-        """M."""
+        """Number of atoms, m."""
         return self.atoms.shape[0]
 
     @property
     def n_features(self) -> int:
-        """D."""
+        """Number of features, d."""
         return self.atoms.shape[1]
 
     @property
@@ -149,8 +150,7 @@ class Dictionary:
         if embeddings.shape[1] != self.n_features:
             raise ValueError(f"Y has {embeddings.shape[1]} features, but the atoms have {self.n_features}")
         pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
-        # Inside the graph rather than sent ahead: the codes may be computed any time later, by any scheduler.
-        shared = share_dictionary(delayed(self.atoms, pure=False, traverse=False), self.mean, self.n_atoms)
+        shared = share_dictionary(self.atoms, self.mean, self.n_atoms)
         parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
         shapes = [(n_rows, k) for n_rows, _ in parts]
@@ -229,7 +229,12 @@ class Dictionary:
         pairs = zip(indices.to_delayed()[:, 0], values.to_delayed()[:, 0], strict=True)
         calls = [task(reconstruct, *pair, atoms, self.mean) for pair in pairs]
         shapes = [(n_rows, self.n_features) for n_rows in values.chunks[0]]
-        return xr.DataArray(_concatenate(calls, shapes, self.dtype), dims=("sample", "feature"), coords=codes.coords)
+        return xr.DataArray(
+            _concatenate(calls, shapes, self.dtype),
+            dims=("sample", "feature"),
+            coords=codes.coords,
+            name="reconstruction",
+        )
 
     def coherence(self) -> np.ndarray:
         """The largest ``|cos|`` of each atom with any other: (m,) floats, 0 for a single atom."""
@@ -297,10 +302,7 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     ...     open_dictionary(f"{folder}/dictionary.zarr")
     <Dictionary: 2 atoms x 2 features, float64, k=1>
     """
-    try:
-        dataset = open_store(path, "dictionary", ["atoms", "n_nonzero_coefs", "encoder", "provenance"]).load()
-    except RuntimeError as error:  # a chunk that cannot be decompressed
-        raise ValueError(f"{path} cannot be read: is its writing not complete? {error}") from error
+    dataset = open_store(path, "dictionary", _NEEDED).load()
     k = dataset.attrs["n_nonzero_coefs"]
     history = dataset.drop_vars(["atoms", "mean"], errors="ignore")
     history.attrs = {}
@@ -336,7 +338,8 @@ def check_atoms(atoms: np.ndarray, name: str) -> np.ndarray:
         raise TypeError(f'{name} has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}: atoms are two-dimensional, (atoms, features), and not empty")
-    array = np.ascontiguousarray(array, dtype=np.result_type(array.dtype.newbyteorder("="), np.float32))
+    # A copy, so that what is lazy does not follow later changes of the caller's array.
+    array = np.array(array, dtype=np.result_type(array.dtype.newbyteorder("="), np.float32), order="C")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} row {np.flatnonzero(~np.isfinite(array).all(axis=1))[0]} is not finite")
     norms = np.linalg.norm(array, axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dbksvd_dask.batches import ROWS_PER_TASK
-from dbksvd_dask.graph import Lazy, delayed_of, homes, share, task, tree_sum
+from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import Codes, Encoding, Pursuit, timed
@@ -121,7 +121,8 @@ def share_dictionary(atoms: np.ndarray | Delayed, mean: np.ndarray | None, n_ato
     n_atoms : int
         m.
     """
-    shared = task(_wrap, atoms) if isinstance(atoms, Delayed) else share(AtomVectors(atoms))
+    # In the graph, through the scheduler: what is sent ahead to the workers cannot be made again when they die.
+    shared = task(_wrap, atoms)
     panels = [task(_gram_panel, shared, start) for start in panel_starts(n_atoms)]
     gram = task(_assemble_gram, panels)
     coherence, seconds = task(_gram_facts, gram, outputs=2)

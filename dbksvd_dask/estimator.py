@@ -23,6 +23,7 @@ from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
+from dbksvd_dask.graph import without_size_warning
 from dbksvd_dask.history import Iteration, history_dataset
 from dbksvd_dask.inputs import check_init, check_parameters, is_lazy, open_rows, refuse_second_argument
 from dbksvd_dask.iteration import Update
@@ -55,7 +56,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     solver : {"lanczos", "power"}, default "lanczos"
         What is made of the passes: the best vector of the Krylov space, or plain power iteration.
     init : {"samples", "random"} or (n_components, d) array, default "samples"
-        The first dictionary: rows of the first outer batch, uniformly random directions, or unit-norm atoms.
+        The first dictionary: rows of the first outer batch (and of the next ones, if it does not hold enough different
+        ones), uniformly random directions, or unit-norm atoms.
     center : bool, default False
         Take the mean of the embeddings from each sample first. It costs one more pass over the data.
     replace_unused : {"residual", "random"} or None, default "residual"
@@ -275,10 +277,14 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Ignored.
         """
         check_is_fitted(self)
+        self._validate_params()
         embeddings = open_rows(self, Y, reset=False)
+        check_parameters(self, len(embeddings), len(self.components_))
         shared = share_dictionary(self.components_, self.mean_, len(self.components_))
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
-        return evaluate_chunks(chunks, shared, self._pursuit).compute().errors.variance_explained
+        statistics = evaluate_chunks(chunks, shared, self._pursuit)
+        with without_size_warning():
+            return statistics.compute().errors.variance_explained
 
     @property
     def dictionary_(self) -> Dictionary:

@@ -6,12 +6,14 @@ tasks of an iteration with 64 inner batches. Here tasks know their arguments, an
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
 from typing import Any
 from uuid import uuid4
 
+import dask
 from dask._task_spec import Alias, List, Task, TaskRef, convert_legacy_task
 from dask.base import get_scheduler
 from dask.core import get_dependencies
@@ -153,13 +155,9 @@ def _ancestors(graph: Mapping[Any, Any], key: Any) -> list[Any]:
     return list(found)
 
 
-def share(value: Any) -> Any:
-    """One copy of a value for all tasks of a graph: something that tasks take as an argument.
-
-    On a cluster it is sent there once, beside the graph; inside the graph it would pass through the scheduler with it.
-    """
-    client = _active_client()
-    return task(_itself, value) if client is None else client.scatter(value, hash=False, broadcast=True)
+def without_size_warning() -> AbstractContextManager:
+    """For graphs that hold a dictionary: on a cluster it travels with them, and `distributed` would warn of it."""
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"})
 
 
 def homes(n_calls: int) -> list[str | None]:
@@ -176,11 +174,7 @@ def homes(n_calls: int) -> list[str | None]:
 def _active_client() -> Any:
     """The `distributed.Client` that computes for this thread, None where Dask's own schedulers do."""
     scheduler = getattr(get_scheduler(), "__self__", None)
-    return scheduler if hasattr(scheduler, "scatter") else None
-
-
-def _itself(value: Any) -> Any:
-    return value
+    return scheduler if hasattr(scheduler, "nthreads") else None
 
 
 def tree_sum(parts: Sequence[Lazy]) -> Lazy:

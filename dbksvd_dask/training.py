@@ -2,11 +2,12 @@
 
 import contextvars
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 from time import perf_counter
+from typing import NamedTuple
 
 import dask
 import dask.array as da
@@ -15,9 +16,9 @@ from dask.delayed import Delayed
 
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
-from dbksvd_dask.graph import delayed_of, task, tree_sum
+from dbksvd_dask.graph import delayed_of, task, tree_sum, without_size_warning
 from dbksvd_dask.history import QUANTILES, STAGES, Iteration
-from dbksvd_dask.initialize import complete_directions, random_directions
+from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import Pursuit
@@ -65,7 +66,6 @@ def train(
         Before the first iteration.
     """
     last = first_iteration + n_iterations - 1
-    n_atoms = len(atoms)
     with single_threaded(), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         held_out = None if validation is None else _read_now(validation)
         upcoming = _persist_ahead(reader, batches, first_iteration)
@@ -75,23 +75,53 @@ def train(
             wait = perf_counter() - start
             if iteration < last:
                 upcoming = _persist_ahead(reader, batches, iteration + 1)
-            dictionary = share_dictionary(atoms, training.mean, n_atoms)
-            seed = [training.seed, _ITERATION, iteration]
-            tasks = iterate(chunks, dictionary, n_atoms, training.pursuit, training.update, seed)
-            validated = None
-            if held_out is not None:
-                updated = share_dictionary(tasks.atoms, training.mean, n_atoms)
-                validated = evaluate_chunks(held_out, updated, training.pursuit)
-            facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
-            (atoms, batch, update_seconds), (coherence, gram_seconds), validated = dask.compute(tasks, facts, validated)
-            del chunks, dictionary, tasks, facts
-            n_samples_seen += batch.errors.n_samples
-            seconds = reduce(add_seconds, [{"wait": wait}, batch.seconds, update_seconds, gram_seconds])
-            record = _record(iteration, n_samples_seen, batch, validated, coherence, seconds, perf_counter() - start)
+            outcome = _iterate_now(chunks, held_out, atoms, training, iteration)
+            del chunks
+            atoms = outcome.atoms
+            n_samples_seen += outcome.batch.errors.n_samples
+            record = _record(iteration, n_samples_seen, outcome, wait, perf_counter() - start)
             logger.info(
                 "iteration %d: relative error %.4f, %.2f s", iteration, record.train_relative_error, record.seconds
             )
             yield atoms, record
+
+
+class _Outcome(NamedTuple):
+    """What the graph of one iteration leaves."""
+
+    atoms: np.ndarray
+    """(m, d) floats: the new dictionary."""
+    batch: EncodingStatistics
+    """Of the outer batch, under the dictionary that the iteration began with."""
+    validated: EncodingStatistics | None
+    """Of the validation embeddings, under the new dictionary."""
+    coherence: np.ndarray
+    """(m,) floats: that of the dictionary that the iteration began with."""
+    stage_seconds: dict[str, float]
+
+
+def _iterate_now(
+    chunks: Sequence[Delayed],
+    held_out: Sequence[Delayed] | None,
+    atoms: np.ndarray,
+    training: Training,
+    iteration: int,
+) -> _Outcome:
+    """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
+    n_atoms = len(atoms)
+    dictionary = share_dictionary(atoms, training.mean, n_atoms)
+    seed = [training.seed, _ITERATION, iteration]
+    tasks = iterate(chunks, dictionary, n_atoms, training.pursuit, training.update, seed)
+    validated = None
+    if held_out is not None:
+        updated = share_dictionary(tasks.atoms, training.mean, n_atoms)
+        validated = evaluate_chunks(held_out, updated, training.pursuit)
+    facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
+    with without_size_warning():
+        (new, batch, update_seconds), (coherence, gram_seconds), validated = dask.compute(tasks, facts, validated)
+    seconds = reduce(add_seconds, [batch.seconds, update_seconds, gram_seconds])
+    # What comes from a worker begins at any byte, with which NumPy and numba compute other last bits.
+    return _Outcome(np.require(new, requirements=["C", "A"]), batch, validated, coherence, seconds)
 
 
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
@@ -108,26 +138,19 @@ def _persist_ahead(reader: ThreadPoolExecutor, batches: OuterBatches, iteration:
     return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
 
 
-def _record(
-    iteration: int,
-    n_samples_seen: int,
-    batch: EncodingStatistics,
-    validated: EncodingStatistics | None,
-    coherence: np.ndarray,
-    stage_seconds: dict[str, float],
-    seconds: float,
-) -> Iteration:
+def _record(iteration: int, n_samples_seen: int, outcome: _Outcome, wait: float, seconds: float) -> Iteration:
     validation = (np.nan,) * 4
-    if validated is not None:
-        validation = _figures(validated)
-        stage_seconds = stage_seconds | {"validation": sum(validated.seconds.values())}
+    stage_seconds = outcome.stage_seconds | {"wait": wait}
+    if outcome.validated is not None:
+        validation = _figures(outcome.validated)
+        stage_seconds["validation"] = sum(outcome.validated.seconds.values())
     return Iteration(
         iteration,
         n_samples_seen,
-        *_figures(batch),
+        *_figures(outcome.batch),
         *validation,
-        n_unused_atoms=batch.n_unused,
-        coherence=np.quantile(coherence, QUANTILES),
+        n_unused_atoms=outcome.batch.n_unused,
+        coherence=np.quantile(outcome.coherence, QUANTILES),
         seconds=seconds,
         stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
     )
@@ -158,17 +181,18 @@ def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype,
     n_features = batches.embeddings.shape[1]
     if init == "random":
         return random_directions(n_atoms, n_features, dtype, seed)
-    # More rows than atoms, and from as many batches as hold them: zero rows and repeated tokens are passed over.
-    n_rows, chunks = 0, []
-    for number in range(batches.n_batches):
-        if n_rows < n_atoms:
-            n_rows += batches.size(number)
-            chunks += batches.read(number)
-    chosen = np.random.default_rng(seed).permutation(n_rows)[: 2 * n_atoms]
-    rows = _rows_of_chunks(chunks, chosen).astype(dtype)
-    if training.mean is not None:
-        rows -= training.mean
-    return complete_directions(rows, n_atoms, seed)
+    # More rows than atoms, and from as many batches as it takes: zero rows and repeated tokens are passed over.
+    rng = np.random.default_rng(seed)
+    rows = directions = np.empty((0, n_features), dtype)
+    for number in range(batches.first_iteration, batches.first_iteration + batches.n_batches):
+        chosen = rng.permutation(batches.size(number))[: 2 * n_atoms]
+        more = _rows_of_chunks(batches.read(number), chosen).astype(dtype)
+        rows = np.concatenate([rows, more if training.mean is None else more - training.mean])
+        if len(rows) >= n_atoms:
+            directions = distinct_directions(rows, n_atoms)
+        if len(directions) == n_atoms:
+            return directions
+    return np.concatenate([directions, random_directions(n_atoms - len(directions), n_features, dtype, seed)])
 
 
 def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:

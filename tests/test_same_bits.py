@@ -87,3 +87,15 @@ def test_in_worker_processes(expected, sources, client, n_workers):
     client.wait_for_workers(n_workers, timeout=120)
     assert len({worker["id"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}) == n_workers
     assert_same_bits(expected, sources)
+
+
+@pytest.mark.usefixtures("client")
+def test_what_a_cluster_has_learned_goes_on_with_the_same_bits_without_it(sources):
+    model = DBKSVD(N_ATOMS, 4, batch_size=3000, max_iter=3, random_state=0).fit(sources["npy"])
+    assert model.components_.flags.aligned
+    with dask.config.set(scheduler="threads"):
+        alone = DBKSVD(N_ATOMS, 4, batch_size=3000, max_iter=3, random_state=0).fit(sources["npy"])
+        assert model.score(sources["npy"]) == alone.score(sources["npy"])
+        for fit in (model, alone):
+            fit.partial_fit(sources["npy"])
+    np.testing.assert_array_equal(model.components_, alone.components_)
