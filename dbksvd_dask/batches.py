@@ -26,6 +26,8 @@ class Segment(NamedTuple):
     """Row of the embeddings that its first row is."""
     rows: slice | np.ndarray
     """Rows within the chunk."""
+    shape: tuple[int, int]
+    """Of the whole chunk, as its dask array says."""
 
 
 class OuterBatches:
@@ -117,7 +119,7 @@ class OuterBatches:
             rows: slice | np.ndarray = slice(max(first - begin, 0), min(last - begin, size))
             if self.shuffle == "chunks":
                 rows = np.random.default_rng([self.seed, epoch, chunk]).permutation(size)[rows]
-            segments.append(Segment(chunk, int(self._starts[chunk]), rows))
+            segments.append(Segment(chunk, int(self._starts[chunk]), rows, (size, self.embeddings.shape[1])))
         return segments
 
 
@@ -139,7 +141,7 @@ def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Inne
         if not pieces or n_rows[-1] + size > ROWS_PER_TASK:
             pieces.append([])
             n_rows.append(0)
-        pieces[-1].append(Segment(chunk, first_row, slice(0, size)))
+        pieces[-1].append(Segment(chunk, first_row, slice(0, size), (size, embeddings.shape[1])))
         n_rows[-1] += size
         first_row += size
     return list(zip(n_rows, _read_pieces(embeddings, pieces, name), strict=True))
@@ -159,6 +161,12 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -
 
 
 def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: str) -> list[np.ndarray]:
+    for block, segment in zip(blocks, segments, strict=True):
+        if block.shape != segment.shape:
+            raise ValueError(
+                f"chunk {segment.chunk} of {name} has shape {block.shape}, but its dask array says {segment.shape}: "
+                "give map_blocks (or whatever made it) the chunks that its function returns"
+            )
     return [check_finite(block, segment, name) for block, segment in zip(blocks, segments, strict=True)]
 
 

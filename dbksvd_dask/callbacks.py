@@ -5,6 +5,7 @@ A callback is anything that can be called as ``callback(model, iteration)`` afte
 begins and ends derives from `Callback`.
 """
 
+from numbers import Integral, Real
 from time import monotonic
 from typing import Any
 
@@ -15,7 +16,23 @@ from dbksvd_dask.history import Iteration
 
 
 class Callback:
-    """Does nothing; to derive from."""
+    """Does nothing; to derive from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dbksvd_dask import Callback, DBKSVD
+    >>> class Say(Callback):
+    ...     def begin(self, model, n_iterations):
+    ...         print("at most", n_iterations, "iterations")
+    ...
+    ...     def __call__(self, model, iteration):
+    ...         return iteration.train_l0 <= 2
+    >>> Y = np.random.default_rng(0).standard_normal((200, 8))
+    >>> DBKSVD(16, 2, callbacks=[Say()]).fit(Y).stopped_by_
+    at most 40 iterations
+    'Say'
+    """
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Before the first iteration: the model, with its first dictionary, and how many iterations there will be."""
@@ -28,14 +45,14 @@ class Callback:
 
 
 class StopOnPlateau(Callback):
-    """Ends the fit when the validation error no longer falls.
+    """Ends the fit when the validation error, or without validation the training error, no longer falls.
 
     Parameters
     ----------
     patience : int
         Iterations in a row that may bring less than `tolerance`.
     tolerance : float
-        Relative improvement of the best validation error that counts.
+        Relative improvement of the best error that counts.
 
     Examples
     --------
@@ -48,8 +65,12 @@ class StopOnPlateau(Callback):
     """
 
     def __init__(self, patience: int = 3, tolerance: float = 1e-3) -> None:
-        self.patience = patience
-        self.tolerance = tolerance
+        if not isinstance(patience, Integral) or patience < 1:
+            raise ValueError(f"patience={patience!r} must be a whole number of at least 1")
+        if not isinstance(tolerance, Real) or not 0 <= tolerance < 1:
+            raise ValueError(f"tolerance={tolerance!r} must be a number from 0 to below 1")
+        self.patience: int = patience
+        self.tolerance: float = tolerance
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Forget the fit before."""
@@ -60,7 +81,7 @@ class StopOnPlateau(Callback):
         """True after `patience` iterations without improvement."""
         error = iteration.validation_relative_error
         if np.isnan(error):
-            raise ValueError("StopOnPlateau watches the validation error: pass validation=… to fit")
+            error = iteration.train_relative_error
         improved = error < self._best * (1 - self.tolerance)
         self._best = min(self._best, error)
         self._waited = 0 if improved else self._waited + 1
@@ -73,10 +94,20 @@ class TimeBudget(Callback):
     Parameters
     ----------
     seconds : float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dbksvd_dask import DBKSVD, TimeBudget
+    >>> Y = np.random.default_rng(0).standard_normal((200, 8))
+    >>> DBKSVD(16, 2, max_iter=10**6, callbacks=[TimeBudget(seconds=0.01)]).fit(Y).stopped_by_
+    'TimeBudget'
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        if not isinstance(seconds, Real) or not seconds >= 0:
+            raise ValueError(f"seconds={seconds!r} must be a number of at least 0")
+        self.seconds: float = seconds
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Start the clock."""
@@ -88,14 +119,21 @@ class TimeBudget(Callback):
 
 
 class ProgressBar(Callback):
-    """A progress bar with the figures of the last iteration, in a terminal or a notebook (tqdm)."""
+    """A progress bar with the figures of the last iteration, in a terminal or a notebook (tqdm).
+
+    Examples
+    --------
+    >>> from dbksvd_dask import DBKSVD, ProgressBar
+    >>> model = DBKSVD(1024, 20, callbacks=[ProgressBar()])
+    """
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Show the bar."""
-        self._bar = tqdm(total=n_iterations, unit="iteration")
+        self._bar = tqdm(total=n_iterations, unit="iteration", desc="kernels are compiled at first use")
 
     def __call__(self, model: Any, iteration: Iteration) -> None:
         """Advance the bar."""
+        self._bar.set_description("", refresh=False)
         figures = {"error": f"{iteration.train_relative_error:.4f}"}
         if not np.isnan(iteration.validation_relative_error):
             figures["validation"] = f"{iteration.validation_relative_error:.4f}"

@@ -88,12 +88,12 @@ def fit(
     **parameters: Any,
 ) -> None:
     """Learn a dictionary of EMBEDDINGS: a zarr store, .npy, .npz or .safetensors."""
-    callbacks: list[Callback] = [ProgressBar()]
-    if max_seconds is not None:
-        callbacks.append(TimeBudget(max_seconds))
-    if patience is not None:
-        callbacks.append(StopOnPlateau(patience))
     with _errors_in_one_line(), _client(scheduler):
+        callbacks: list[Callback] = [ProgressBar()]
+        if max_seconds is not None:
+            callbacks.append(TimeBudget(max_seconds))
+        if patience is not None:
+            callbacks.append(StopOnPlateau(patience))
         held_out = None
         if validation is not None or validation_where is not None:
             held_out = _open(validation or embeddings, name, validation_where)
@@ -102,7 +102,7 @@ def fit(
         model.fit(_open(embeddings, name, where), validation=held_out)
         dictionary = model.dictionary_
         dictionary.to_zarr(output, overwrite=overwrite)
-    _show(_summary(dictionary) | {"dictionary": output}, as_json)
+    _show(_summary(dictionary) | {"stopped by": model.stopped_by_, "dictionary": output}, as_json)
 
 
 @main.command()
@@ -128,10 +128,12 @@ def encode(
     as_json: bool,
 ) -> None:
     """Encode EMBEDDINGS by a DICTIONARY that `dbksvd fit` has written."""
-    with _errors_in_one_line(), _client(scheduler), _task_progress():
+    with _errors_in_one_line(), _client(scheduler):
+        check_target(output, "codes", overwrite=overwrite)
         opened = open_dictionary(dictionary)
         codes = opened.encode(_open(embeddings, name, where), n_nonzero_coefs, encoder=encoder, refit=refit)
-        codes.to_zarr(output, overwrite=overwrite)
+        with _task_progress():
+            codes.to_zarr(output, overwrite=overwrite)
     samples, atoms = codes.shape
     _show({"samples": samples, "atoms": atoms, "slots": codes.n_nonzero_coefs, "codes": output}, as_json)
 
@@ -209,11 +211,15 @@ def _summary(dictionary: Dictionary) -> dict[str, Any]:
 def _show(facts: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         names = str.maketrans(" -", "__")
-        click.echo(json.dumps({key.translate(names): value for key, value in facts.items()}, indent=2))
+        figures = {key.translate(names): None if value != value else value for key, value in facts.items()}  # no NaN
+        click.echo(json.dumps(figures, indent=2))
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {f'{value:.4g}' if isinstance(value, float) else value}")
+        text = f"{value:.4g}" if isinstance(value, float) else value
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{name}={part}" for name, part in value.items())
+        click.echo(f"{key:<{width}}  {text}")
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """First dictionaries, and directions for atoms that have to start again."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import numpy as np
+
+_ROWS_AT_A_TIME = 1024
 
 
 def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
@@ -25,12 +28,25 @@ def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
     >>> distinct_directions(np.array([[0.0, 0.0], [2.0, 0.0], [-3.0, 0.0], [0.0, 4.0]]), count=2)
     array([[1., 0.], [0., 1.]])
     """
-    directions = _unit_rows(rows)
-    # Equal up to sign: turned so that the largest entry is positive. Rounded, since scaling is not exact.
+    chosen = np.empty((min(count, len(rows)), rows.shape[1]), rows.dtype)
+    n_chosen = 0
+    seen: set[bytes] = set()
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        directions = _unit_rows(rows[start : start + _ROWS_AT_A_TIME])
+        for direction, key in zip(directions, _keys(directions), strict=True):
+            if n_chosen < len(chosen) and key not in seen:
+                seen.add(key)
+                chosen[n_chosen] = direction
+                n_chosen += 1
+    return chosen[:n_chosen]
+
+
+def _keys(directions: np.ndarray) -> list[bytes]:
+    """The same for unit rows that are equal up to sign and rounding."""
+    # Turned so that the largest entry is positive. Rounded, since scaling is not exact.
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, np.newaxis], axis=1)
-    keys = np.round(directions * np.sign(largest), decimals=4) + 0.0  # −0 becomes 0
-    _, first = np.unique(keys.view(np.dtype((np.void, keys[:1].nbytes))).ravel(), return_index=True)
-    return directions[np.sort(first)[:count]]
+    rounded = np.round(directions * np.sign(largest), decimals=4) + 0.0  # −0 becomes 0
+    return [blake2b(row.tobytes(), digest_size=16).digest() for row in rounded]
 
 
 def random_directions(count: int, n_features: int, dtype: np.dtype, seed: Sequence[int]) -> np.ndarray:
@@ -49,13 +65,6 @@ def random_directions(count: int, n_features: int, dtype: np.dtype, seed: Sequen
     """
     directions = np.random.default_rng(seed).standard_normal((count, n_features))
     return _unit_rows(directions).astype(dtype)
-
-
-def complete_directions(rows: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:
-    """`distinct_directions`, made up to `count` by random ones where the rows do not hold that many."""
-    directions = distinct_directions(rows, count)
-    missing = count - len(directions)
-    return np.concatenate([directions, random_directions(missing, rows.shape[1], rows.dtype, seed)])
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:

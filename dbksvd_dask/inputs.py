@@ -40,6 +40,7 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
         embeddings = open_embeddings(Y)
         if reset:
             model.n_features_in_ = embeddings.shape[1]
+            model.__dict__.pop("feature_names_in_", None)  # those of a DataFrame that it was fitted to before
         _check_features(model, embeddings.shape[1], name)
         return embeddings
     if isinstance(Y, np.ma.MaskedArray):
@@ -53,7 +54,7 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
     # What is in memory is checked before any work; what is read later, when it is read.
     starts = np.cumsum([0, *embeddings.data.chunks[0]])
     for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
-        check_finite(rows, Segment(chunk, 0, slice(start, stop)), name)
+        check_finite(rows, Segment(chunk, 0, slice(start, stop), rows.shape), name)
     return embeddings
 
 
@@ -109,9 +110,12 @@ def check_init(init: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray
     atoms = check_atoms(init, "init").astype(dtype)
     if atoms.shape != shape:
         raise ValueError(f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}")
-    # The Gram matrix of the shorter side: its eigenvalues are the squared singular values.
-    wide = (atoms.T @ atoms if shape[0] > shape[1] else atoms @ atoms.T).astype(np.float64)
-    rank = np.linalg.matrix_rank(wide, hermitian=True, tol=min(shape) * np.finfo(dtype).eps * wide.trace())
+    # Eigenvalues of the Gram matrix of the shorter side are the squared singular values. In float64 throughout: those
+    # of a learned dictionary reach down to where float32 would have nothing but rounding.
+    exact = atoms.astype(np.float64)
+    eigenvalues = np.linalg.eigvalsh(exact.T @ exact if shape[0] > shape[1] else exact @ exact.T)
+    rounding = max(min(shape) * np.finfo(np.float64).eps, (16 * np.finfo(dtype).eps) ** 2)
+    rank = np.count_nonzero(eigenvalues > rounding * eigenvalues[-1])
     if rank < min(shape):
         raise ValueError(
             f"init has rank {rank}, but {shape[0]} atoms over {shape[1]} features should have {min(shape)}: "

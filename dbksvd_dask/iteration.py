@@ -7,6 +7,7 @@ computed again, and the result is the same bits on any number of workers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -55,13 +56,13 @@ class IterationTasks(NamedTuple):
     """Task seconds of the update, by stage."""
 
 
-class Candidates(NamedTuple):
-    """Residuals of badly reconstructed samples, worst first."""
+class WorstSamples(NamedTuple):
+    """The samples of a batch whose residuals may become atoms."""
 
-    errors: np.ndarray
-    """(c,) float64: relative errors."""
-    residuals: np.ndarray
-    """(c, d) floats."""
+    rows: list[np.ndarray]
+    """Which rows of each chunk, in ascending order."""
+    order: np.ndarray
+    """What puts those rows, chunk after chunk, in order from the worst on."""
 
 
 def iterate(
@@ -98,12 +99,12 @@ def iterate(
         new = _update_atoms(states, np.arange(n_atoms), n_atoms, dictionary.atoms, tree_sum(first_passes), update)
     else:
         new = _update_in_inner_batches(states, dictionary.atoms, n_atoms, pursuit.nonnegative, update, seed)
-    worst = [
-        task(_worst_samples, state, chunk_errors, batch_statistics, home=state.home)
-        for state, chunk_errors in zip(states, errors, strict=True)
-        if update.replace_unused == "residual"
-    ]
-    atoms, seconds = task(_replace_unused, new, batch_statistics, worst, update.replace_unused, seed, outputs=2)
+    worst, residuals = None, []
+    if update.replace_unused == "residual":
+        worst = task(_worst_samples, list(errors), batch_statistics)
+        residuals = [task(_residuals, state, worst, chunk, home=state.home) for chunk, state in enumerate(states)]
+    replacement = update.replace_unused, worst, residuals, seed
+    atoms, seconds = task(_replace_unused, new, batch_statistics, *replacement, outputs=2)
     return IterationTasks(*delayed_of(atoms, batch_statistics, seconds))
 
 
@@ -215,17 +216,26 @@ def _project_in_turn(
     return kernels.project_in_turn(state, _places(batch, n_atoms), old.vectors, new.vectors, nonnegative)
 
 
-def _worst_samples(state: EncodedChunk, errors: np.ndarray, statistics: EncodingStatistics) -> Candidates:
-    """As many of a chunk's worst samples as there are unused atoms."""
-    worst = np.argsort(-errors, kind="stable")[: statistics.n_unused]
-    return Candidates(errors[worst], state.residual[worst])
+def _worst_samples(errors: list[np.ndarray], statistics: EncodingStatistics) -> WorstSamples:
+    """A batch's worst samples: twice as many as there are unused atoms, since some may be the same direction."""
+    worst = np.argsort(-np.concatenate(errors), kind="stable")[: 2 * statistics.n_unused]
+    rows = np.sort(worst)
+    starts = np.cumsum([0, *map(len, errors)])
+    places = np.searchsorted(rows, starts)
+    per_chunk = [rows[a:b] - start for (a, b), start in zip(pairwise(places), starts[:-1], strict=True)]
+    return WorstSamples(per_chunk, np.searchsorted(rows, worst))
+
+
+def _residuals(state: EncodedChunk, worst: WorstSamples, chunk: int) -> np.ndarray:
+    return state.residual[worst.rows[chunk]]
 
 
 def _replace_unused(
     new: AtomVectors,
     statistics: EncodingStatistics,
-    worst: list[Candidates],
     replace: str | None,
+    worst: WorstSamples | None,
+    residuals: list[np.ndarray],
     seed: Sequence[int],
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The new dictionary with its unused atoms replaced, and the task seconds of the update."""
@@ -235,11 +245,9 @@ def _replace_unused(
     with timed(seconds, "update"):
         unused = np.flatnonzero(statistics.usage == 0)
         atoms = new.vectors.copy()
-        if replace == "random":
+        if worst is None:
             directions = random_directions(len(unused), atoms.shape[1], atoms.dtype, [*seed, _REPLACEMENT])
         else:
-            errors = np.concatenate([candidates.errors for candidates in worst])
-            residuals = np.concatenate([candidates.residuals for candidates in worst])
-            directions = distinct_directions(residuals[np.argsort(-errors, kind="stable")], len(unused))
+            directions = distinct_directions(np.concatenate(residuals)[worst.order], len(unused))
         atoms[unused[: len(directions)]] = directions
     return atoms, seconds

@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from dbksvd_dask.embeddings.opening import check_complete
+from dbksvd_dask.embeddings.checks import FORMAT
+from dbksvd_dask.embeddings.opening import check_complete, name_damage
 
 FORMAT_VERSION = 1
-_FORMAT = "dbksvd_dask "
 
 
 def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *, overwrite: bool = False) -> None:
@@ -47,7 +47,7 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     target = check_target(path, kind, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
     stamped = _storable(dataset).assign_attrs(
-        dataset.attrs, format=_FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
+        dataset.attrs, format=FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -85,6 +85,10 @@ def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) ->
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """The Dataset in chunks and data types that zarr 3 has, free of how its variables were stored elsewhere."""
+    # Zarr has no form for a pandas MultiIndex: its levels stay, as coordinates of their own.
+    dataset = dataset.reset_index(
+        [name for name, i in dataset.indexes.items() if i.nlevels > 1 and name in dataset.dims]
+    )
     # zarr 3 has no specified data type for NumPy's fixed-length strings, nor for objects.
     names = [name for name, variable in dataset.variables.items() if variable.dtype.kind in "UO"]
     stored = dataset.assign({name: dataset[name].astype(np.dtypes.StringDType()) for name in names}).drop_encoding()
@@ -140,10 +144,10 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
         raise FileNotFoundError(f"there is no {kind} store at {target}")
     try:
         found = zarr.open(target, mode="r").attrs.get("format", "")
-        dataset = xr.open_zarr(target, consolidated=True) if found == _FORMAT + kind else xr.Dataset()
+        dataset = xr.open_zarr(target, consolidated=True) if found == FORMAT + kind else xr.Dataset()
     except Exception as error:  # zarr and xarray let through whatever their parsers raise
         raise ValueError(f"{target} is not a zarr store, or was only half written: {error}") from error
-    if found != _FORMAT + kind:
+    if found != FORMAT + kind:
         raise ValueError(f"{target} is not a {kind} store of dbksvd_dask: its format attribute is {found!r}")
     missing = {"format_version", *needed}.difference(dataset.variables, dataset.attrs)
     if missing:
@@ -153,7 +157,7 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
     group = zarr.open_group(target, mode="r")
     for name, array in group.arrays():
         check_complete(array, f"{target} ({name!r})")
-    return dataset
+    return name_damage(dataset, xr.open_zarr(target, consolidated=True, chunks=None), target)
 
 
 def store_kind(path: str | os.PathLike[str]) -> str | None:
@@ -162,7 +166,7 @@ def store_kind(path: str | os.PathLike[str]) -> str | None:
         found = zarr.open_group(_local_path(path), mode="r").attrs.get("format", "")
     except Exception:  # whatever lies there is not ours
         return None
-    return found.removeprefix(_FORMAT) if isinstance(found, str) and found.startswith(_FORMAT) else None
+    return found.removeprefix(FORMAT) if isinstance(found, str) and found.startswith(FORMAT) else None
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:

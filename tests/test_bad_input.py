@@ -1,6 +1,7 @@
 """Every mistake a user can make is an error that names it, and nothing that was learned before is lost by it."""
 
 import json
+import re
 import shutil
 from functools import cache
 
@@ -12,7 +13,7 @@ import xarray as xr
 from scipy.sparse import csr_array
 from sklearn.exceptions import NotFittedError
 
-from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, StopOnPlateau, open_codes, open_dictionary
+from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, StopOnPlateau, TimeBudget, open_codes, open_dictionary
 from dbksvd_dask.embeddings import opening
 
 N_SAMPLES, N_FEATURES, N_ATOMS, K, ROWS = 300, 8, 12, 3, 100
@@ -363,6 +364,12 @@ def continued(**parameters):
     case("init integers", lambda f: model(init=np.eye(12, 8, dtype=int)).fit(example()), TypeError, "init has dtype"),
     case("init complex", lambda f: model(init=atoms() + 0j).fit(example()), TypeError, "init has dtype complex128"),
     case(
+        "init of low rank in float32",
+        lambda f: DBKSVD(300, 2, init=low_rank(300, 200)).fit(np.ones((300, 200), "float32")),
+        ValueError,
+        "init has rank 150, but 300 atoms over 200 features should have 200",
+    ),
+    case(
         "init repeats atoms",
         lambda f: model(4, init=atoms(3)[[0, 1, 2, 0]]).fit(example()),
         ValueError,
@@ -390,16 +397,29 @@ def continued(**parameters):
         TypeError,
         r"StopOnPlateau.* is a class: pass an instance",
     ),
+    case("no patience", lambda f: StopOnPlateau(patience=0), ValueError, "patience=0 must be a whole number"),
+    case("plateau of text", lambda f: StopOnPlateau("a"), ValueError, "patience='a' must be a whole number"),
+    case("negative tolerance", lambda f: StopOnPlateau(tolerance=-1), ValueError, "tolerance=-1 must be a number"),
+    case("no time", lambda f: TimeBudget(float("nan")), ValueError, "seconds=nan must be a number of at least 0"),
     case(
-        "plateau of nothing",
-        lambda f: model(callbacks=[StopOnPlateau()]).fit(example()),
+        "more nonzeros than atoms, set after the fit",
+        lambda f: model().fit(example()).set_params(n_nonzero_coefs=100).score(example()),
         ValueError,
-        "StopOnPlateau watches the validation error: pass validation=… to fit",
+        "n_nonzero_coefs=100 exceeds n_components",
     ),
+    case("nonnegative text", lambda f: Dictionary(np.eye(3), nonnegative="x"), TypeError, "must be True or False"),
 )
 def test_parameters_that_do_not_go_together(mistake, error, message, tmp_path):
     with pytest.raises(error, match=message):
         mistake(tmp_path)
+
+
+def low_rank(n_atoms, n_features):
+    """Float32 unit rows that span three quarters of the space."""
+    rng = np.random.default_rng(0)
+    n_directions = n_features * 3 // 4
+    rows = rng.standard_normal((n_atoms, n_directions)) @ rng.standard_normal((n_directions, n_features))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("float32")
 
 
 def plane(n_atoms):
@@ -826,3 +846,31 @@ def test_the_ends_of_the_ranges_are_within_them(name, value):
 def test_as_many_samples_as_atoms_are_enough():
     m = model(N_SAMPLES, 1).fit(example())
     assert m.history_.train_variance_explained[0] == pytest.approx(1)  # every sample is an atom
+
+
+@pytest.mark.parametrize("n_atoms", [40, 256, 600])
+def test_a_first_dictionary_may_be_any_of_full_rank_however_badly_conditioned(n_atoms):
+    """As learned ones are of embeddings that nearly lie in a subspace."""
+    rng = np.random.default_rng(0)
+    init = rng.standard_normal((n_atoms, 256)) * np.geomspace(1, 1e-2, 256)
+    init = (init / np.linalg.norm(init, axis=1, keepdims=True)).astype("float32")
+    rows = rng.standard_normal((700, 256)).astype("float32")
+    first = DBKSVD(n_atoms, 2, max_iter=1, init=init, random_state=0).fit(rows)
+    DBKSVD(n_atoms, 2, max_iter=1, init=first.components_).fit(rows)
+
+
+@pytest.mark.parametrize("make", [lambda block: block[:, :5], lambda block: block[:, :1], lambda block: block[:-1]])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda Y: DBKSVD(4, 2, max_iter=1, batch_size=30).fit(Y),
+        lambda Y: DBKSVD(4, 2, max_iter=1, center=True).fit(Y),
+        lambda Y: Dictionary(np.eye(8, dtype="float32"), 2).encode(Y).compute(),
+    ],
+    ids=["fit", "centred", "encode"],
+)
+def test_blocks_of_another_shape_than_their_dask_array_says_are_named(make, use):
+    lying = da.from_array(np.ones((100, 8), "float32"), chunks=(50, 8)).map_blocks(make, meta=np.empty((0, 0), "f4"))
+    shape = make(np.ones((50, 8))).shape
+    with pytest.raises(ValueError, match=re.escape(f"chunk 0 of Y has shape {shape}, but its dask array says (50, 8)")):
+        use(lying)

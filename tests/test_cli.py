@@ -131,6 +131,7 @@ def test_fit_tells_what_it_has_learned(run):
     assert facts["iterations"] == "3"
     assert facts["samples seen"] == "300"
     assert facts["dictionary"] == "new.zarr"
+    assert facts["stopped by"] == "max_iter"
     assert "held-out relative error" not in facts
     assert "3/3" in result.stderr  # the progress bar
 
@@ -295,7 +296,8 @@ ENCODE = ["encode", "dictionary.zarr", "embeddings.zarr", "-o", "new.zarr"]
         ([*FIT[:4], "-m", 8, "-k", 9], "n_nonzero_coefs=9 exceeds n_components=8"),
         ([*FIT, "--rtol", -1], "'rtol' parameter .* must be"),
         ([*FIT, "--encoder", "omp", "--nonnegative"], "nonnegative=True needs"),
-        ([*FIT, "--patience", 2], "watches the validation error"),
+        ([*FIT, "--patience", 0], "patience=0 must be a whole number of at least 1"),
+        (["fit", "codes.zarr", "-o", "new.zarr", *SIZES], "is a codes store of dbksvd_dask: it does not hold emb"),
         ([*FIT, "--validation", "dictionary.zarr", "--name", "atoms"], "no array 'atoms'"),
         ([*FIT, "--where", "language=de"], "no coordinate 'language' .* it has document, special, split, weight"),
         ([*FIT, "--where", "split=test"], "no sample of embeddings.zarr has split=test"),

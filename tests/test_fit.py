@@ -13,6 +13,7 @@ import dask
 import dask.array as da
 import ml_dtypes
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -105,6 +106,42 @@ class Keeping(Callback):
 
     def __call__(self, model, iteration):
         self.dictionaries.append(model.dictionary_)
+
+
+def test_first_atoms_are_samples_from_as_many_batches_as_it_takes():
+    """Only every fourth row is a direction of its own: those of two batches of 50 make the 25 atoms."""
+    Y = np.zeros((200, 30))
+    Y[::4] = np.random.default_rng(0).standard_normal((50, 30))
+    seen = []
+    DBKSVD(25, 1, batch_size=50, max_iter=1, callbacks=[First(seen)], random_state=0).fit(Y)
+    cosines = (seen[0] @ Y[::4].T / np.linalg.norm(Y[::4], axis=1)).max(axis=1)
+    np.testing.assert_allclose(cosines, 1, rtol=1e-6)
+
+
+class First(Callback):
+    """Keeps the dictionary that a fit begins with."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def begin(self, model, n_iterations):
+        self.seen.append(model.components_)
+
+
+def test_a_dictionary_is_its_own():
+    fitted = model().fit(example())
+    D = fitted.dictionary_
+    lazy = D.encode(da.from_array(example(), chunks=(BATCH, -1)))
+    expected = D.encode(example())
+    fitted.components_[:] = fitted.components_[::-1].copy()
+    np.testing.assert_array_equal(lazy.compute().indices, expected.indices)
+
+
+def test_names_of_columns_are_those_of_the_last_fit():
+    fitted = model().fit(pd.DataFrame(example(), columns=list("abcdefgh")))
+    assert list(fitted.feature_names_in_) == list("abcdefgh")
+    fitted.fit(da.from_array(example(), chunks=(BATCH, -1)))
+    assert not hasattr(fitted, "feature_names_in_")
 
 
 def test_the_error_falls():
@@ -763,13 +800,14 @@ N_CHUNKS = 40
     "use",
     [
         lambda m, Y, tracked: m.fit(tracked),
+        lambda m, Y, tracked: m.fit(tracked, validation=Y[:BATCH]),
         lambda m, Y, tracked: m.set_params(shuffle="chunks").fit(tracked),
         lambda m, Y, tracked: m.set_params(center=True).fit(tracked),
         lambda m, Y, tracked: m.partial_fit(tracked),
         lambda m, Y, tracked: m.set_params(max_iter=1).fit(Y).score(tracked),
         lambda m, Y, tracked: m.set_params(max_iter=1).fit(Y).transform(tracked).to_csr(),
     ],
-    ids=["fit", "shuffled", "centred", "partial_fit", "score", "transform"],
+    ids=["fit", "validated", "shuffled", "centred", "partial_fit", "score", "transform"],
 )
 @pytest.mark.parametrize("num_workers", [1, 4])
 def test_only_a_few_chunks_of_the_embeddings_are_in_memory_at_once(use, num_workers, monkeypatch):

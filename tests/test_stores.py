@@ -13,6 +13,7 @@ import weakref
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -634,3 +635,21 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_writt
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="may not write to"):
         dictionary().to_zarr(tmp_path / "deeper" / "store.zarr")
+
+
+def test_levels_of_a_multi_index_become_coordinates(tmp_path):
+    index = pd.MultiIndex.from_product([range(5), range(4)], names=["document", "position"])
+    rows = xr.DataArray(np.random.default_rng(0).standard_normal((20, N_FEATURES)), dims=("sample", "feature"))
+    rows = rows.assign_coords(xr.Coordinates.from_pandas_multiindex(index, "sample"))
+    dictionary().encode(rows).to_zarr(tmp_path / "codes.zarr")
+    opened = open_codes(tmp_path / "codes.zarr")
+    np.testing.assert_array_equal(opened.coords["document"], np.repeat(range(5), 4))
+    np.testing.assert_array_equal(opened.coords["position"], np.tile(range(4), 5))
+
+
+def test_damaged_codes_are_named_when_they_are_read(tmp_path):
+    lazy_codes().to_zarr(tmp_path / "codes.zarr")
+    chunk = tmp_path / "codes.zarr" / "values" / "c" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:8])
+    with pytest.raises(ValueError, match=r"codes.zarr \('values'\): rows 0 to .* cannot be read"):
+        open_codes(tmp_path / "codes.zarr").to_csr()

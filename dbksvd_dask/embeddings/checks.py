@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FORMAT = "dbksvd_dask "
+"""The attribute "format" of stores that this package writes begins so."""
 
 
 def check_embeddings(array: xr.DataArray, source: str) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ import xarray as xr
 import zarr
 from dask.base import tokenize
 
-from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_array, refuse_name
+from dbksvd_dask.embeddings.checks import BFLOAT16, FORMAT, check_embeddings, choose_array, refuse_name
 from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
 
 CHUNK_BYTES = 8 * 2**20
@@ -91,6 +92,9 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     array: xr.DataArray
     if isinstance(source, str | os.PathLike):
         where = os.path.abspath(source)
+        if not os.path.exists(where):
+            remote = "; a remote store has to be opened with xarray.open_zarr, and the Dataset passed"
+            raise FileNotFoundError(f"there is nothing at {where}{remote if '://' in str(source) else ''}")
         array = _open_path(where, name)
     elif isinstance(source, xr.Dataset):
         array = _choose_variable(source, name, where)
@@ -124,10 +128,6 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
 
 def _open_path(path: str, name: str | None) -> xr.DataArray:
     """Open what lies at ``path``, whatever its shape and dtype."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"there is nothing at {path}; a remote store has to be opened with xarray.open_zarr, and the Dataset passed"
-        )
     if os.path.isdir(path):
         return _open_zarr(path, name)
     suffix = os.path.splitext(path)[1]
@@ -149,6 +149,7 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
     """Open a zarr group as xarray writes it, or a single zarr array."""
     try:
         node = zarr.open(path, mode="r")
+        keys = [] if isinstance(node, zarr.Array) else sorted(node.array_keys())
     except Exception as error:  # zarr lets through whatever its parsers raise
         raise ValueError(
             f"{path} is not a readable zarr store ({error or type(error).__name__}): its metadata (zarr.json, "
@@ -158,6 +159,9 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
         refuse_name(name, path)
         check_complete(node, path)
         return _unnamed(_read_named(node, da.from_zarr(node).chunks, path))
+    kind = str(node.attrs.get("format", ""))
+    if kind.startswith(FORMAT) and name is None:
+        raise ValueError(f"{path} is a {kind.removeprefix(FORMAT)} store of dbksvd_dask: it does not hold embeddings")
     try:
         # Not asking for consolidated metadata that is not there: xarray would warn about it.
         consolidated = node.metadata.consolidated_metadata is not None
@@ -166,19 +170,37 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
     except Exception as error:  # xarray, too, lets through whatever decoding raises
         raise ValueError(
             f"xarray cannot read the zarr group {path} ({error}); if its arrays have no dimension names, open one of "
-            f"them by its own path: {', '.join(f'{path}/{key}' for key in sorted(node.array_keys()))}"
+            f"them by its own path: {', '.join(f'{path}/{key}' for key in keys)}"
         ) from error
     array = _choose_variable(dataset, name, path)
-    where = f"{path} ({array.name!r})"
-    check_complete(node[str(array.name)], where)
-    return array.copy(deep=False, data=_read_named(undivided[array.name], array.data.chunks, where))
+    check_complete(node[str(array.name)], f"{path} ({array.name!r})")
+    return name_damage(array.to_dataset(name=array.name), undivided, path)[array.name]
+
+
+def name_damage(dataset: xr.Dataset, undivided: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
+    """A Dataset of a zarr store whose dask arrays, where they cannot be read, say which rows of what is damaged.
+
+    Parameters
+    ----------
+    dataset, undivided : xarray.Dataset
+        The store as `xarray.open_zarr` opens it, on dask chunks and without (``chunks=None``).
+    path : path
+        What errors call it.
+    """
+    data: dict[Hashable, xr.Variable] = {}
+    coords: dict[Hashable, xr.Variable] = {}
+    for name, variable in dataset.variables.items():
+        if variable.chunks is not None:
+            rows = _read_named(undivided[name].variable, variable.chunks, f"{path} ({name!r})")
+            (coords if name in dataset.coords else data)[name] = variable.copy(deep=False, data=rows)
+    return dataset.assign(data).assign_coords(coords)
 
 
 @dataclass(frozen=True)
 class _NamedRows:
     """Rows of a zarr array; where they cannot be read, the error says which they are."""
 
-    array: zarr.Array | xr.DataArray
+    array: zarr.Array | xr.Variable
     where: str
 
     @property
@@ -197,14 +219,14 @@ class _NamedRows:
         try:
             return np.asarray(self.array[index])
         except Exception as error:  # zarr lets through whatever its codecs and stores raise
-            rows = range(self.shape[0])[index[0]]
-            raise OSError(
-                f"{self.where}: rows {rows.start} to {rows.stop - 1} cannot be read ({error or type(error).__name__}): "
+            rows = np.atleast_1d(np.arange(self.shape[0])[index[0]])
+            raise ValueError(
+                f"{self.where}: rows {rows.min()} to {rows.max()} cannot be read ({error or type(error).__name__}): "
                 "is the store damaged, or was it only half written?"
             ) from error
 
 
-def _read_named(array: zarr.Array | xr.DataArray, chunks: tuple[tuple[int, ...], ...], where: str) -> da.Array:
+def _read_named(array: zarr.Array | xr.Variable, chunks: tuple[tuple[int, ...], ...], where: str) -> da.Array:
     meta = np.empty((0,) * array.ndim, array.dtype)
     name = f"embeddings-{uuid.uuid4().hex}"
     return da.from_array(_NamedRows(array, where), chunks, name=name, inline_array=True, meta=meta)

@@ -46,6 +46,8 @@ class Pursuit:
             raise ValueError(f'refit={self.refit!r} is unknown: choose "none" or "lstsq"')
         if not isinstance(self.rtol, Real) or not 0 <= self.rtol < 1:
             raise ValueError(f"rtol={self.rtol!r} must be a number from 0 to below 1")
+        if not isinstance(self.nonnegative, bool | np.bool_):
+            raise TypeError(f"nonnegative={self.nonnegative!r} must be True or False")
         if self.nonnegative and (self.encoder == "omp" or self.refit == "lstsq"):
             raise ValueError(
                 'nonnegative=True needs encoder="mp" and refit="none": least-squares coefficients may be negative'

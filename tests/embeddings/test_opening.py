@@ -594,9 +594,34 @@ def test_a_damaged_chunk_is_named_when_it_is_read(source, chunk, tmp_path):
     second = slice(embeddings.chunks[0][0], sum(embeddings.chunks[0][:2]))
     np.testing.assert_array_equal(embeddings[: second.start], example()[: second.start])
     with pytest.raises(
-        OSError, match=rf"rows.zarr.*: rows {second.start} to {second.stop - 1} cannot be read .*damaged"
+        ValueError, match=rf"rows.zarr.*: rows {second.start} to {second.stop - 1} cannot be read .*damaged"
     ):
         embeddings.compute()
+
+
+def test_a_damaged_coordinate_is_named_when_it_is_read(tmp_path):
+    document = ("sample", np.arange(100) + 1)
+    dataset = xr.Dataset({"rows": (("sample", "feature"), np.ones((100, 3)))}, {"document": document})
+    path = write_zarr(dataset.chunk(sample=50), tmp_path / "rows.zarr")
+    cut(path / "document" / "c" / "1", 10)
+    embeddings = open_embeddings(path)
+    np.testing.assert_array_equal(embeddings.document[:50], np.arange(50) + 1)
+    with pytest.raises(ValueError, match=r"rows.zarr \('document'\): rows 50 to 99 cannot be read"):
+        embeddings.document.compute()
+
+
+def test_tasks_do_not_carry_the_index_of_all_samples(tmp_path):
+    dataset = xr.Dataset({"rows": (("sample", "feature"), np.ones((50_000, 2)))}, {"sample": np.arange(50_000)})
+    embeddings = open_embeddings(write_zarr(dataset.chunk(sample=5000), tmp_path / "rows.zarr"))
+    assert embeddings.indexes["sample"].size == 50_000
+    assert len(cloudpickle.dumps(dict(embeddings.data.dask))) < 50_000
+
+
+def test_array_metadata_that_is_broken_is_named(tmp_path):
+    path = as_unconsolidated_zarr(tmp_path, example())
+    cut(path / "rows" / "zarr.json", 10)
+    with pytest.raises(ValueError, match=r"rows.zarr is not a readable zarr store .*half written"):
+        open_embeddings(path)
 
 
 @pytest.mark.parametrize("tag", ["I64", "F8_E4M3", "BOOL"])

@@ -195,7 +195,7 @@ def subtract_reconstruction(rows: Any, dictionary: Any, indices: Any, values: An
             for slot in range(indices.shape[1]):
                 atom = indices[i, slot]
                 if atom < 0:
-                    break
+                    continue
                 x = values[i, slot]
                 for f in range(width):
                     rows[i, offset + f] -= x * tile[atom, f]
