@@ -37,7 +37,9 @@ _embeddings_options = _options(
     click.option("--where", metavar="COORDINATE=VALUE", help="Only the samples with this coordinate: split=train."),
 )
 _run_options = _options(
-    click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler, tcp://host:port; threads by default."),
+    click.option(
+        "--scheduler", metavar="ADDRESS", help="tcp://host:port, whose workers see the same paths; threads by default."
+    ),
     click.option("--overwrite", is_flag=True, help="Replace what is at --output."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )

@@ -83,12 +83,27 @@ class SparseCodes:
         )
 
     def compute(self) -> Self:
-        """The same codes in memory."""
+        """The same codes in memory.
+
+        Examples
+        --------
+        >>> import dask.array as da, numpy as np
+        >>> lazy = SparseCodes(da.zeros((5, 2), dtype="i4"), da.ones((5, 2)), n_atoms=3)
+        >>> lazy.compute()
+        <SparseCodes: 5 samples x 3 atoms, at most 2 nonzero, float64, in memory>
+        """
         indices, values, coords = dask.compute(self.indices, self.values, dict(self.coords))
         return replace(self, indices=indices, values=values, coords=coords)
 
     def to_csr(self) -> csr_array:
-        """The codes X as an (n, m) SciPy matrix, in memory."""
+        """The codes X as an (n, m) SciPy matrix, in memory.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> SparseCodes(np.array([[2, 0]]), np.array([[0.5, -1.0]]), n_atoms=3).to_csr().toarray()
+        array([[-1. ,  0. ,  0.5]])
+        """
         codes = self.compute()
         used = codes.indices >= 0
         ends = np.concatenate([[0], np.cumsum(np.count_nonzero(used, axis=1))])
@@ -97,7 +112,14 @@ class SparseCodes:
         return matrix
 
     def to_xarray(self) -> xr.Dataset:
-        """Variables `indices` and `values` over (sample, slot), with the coordinates of the samples."""
+        """Variables `indices` and `values` over (sample, slot), with the coordinates of the samples.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> SparseCodes(np.array([[2, 0]]), np.array([[0.5, -1.0]]), n_atoms=3).to_xarray().sizes
+        Frozen({'sample': 1, 'slot': 2})
+        """
         return xr.Dataset(
             {"indices": (("sample", "slot"), self.indices), "values": (("sample", "slot"), self.values)},
             coords=self.coords,
@@ -120,6 +142,16 @@ class SparseCodes:
         ------
         FileExistsError
             If there is something at `path` that may not be replaced.
+        ValueError
+            If a coordinate has the name of one of the codes' own arrays.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     SparseCodes(np.array([[2]]), np.array([[0.5]]), n_atoms=3).to_zarr(f"{folder}/codes.zarr")
+        ...     open_codes(f"{folder}/codes.zarr")
+        <SparseCodes: 1 samples x 3 atoms, at most 1 nonzero, float64, lazy, 1 chunks>
         """
         taken = {"indices", "values"}.intersection(self.coords)
         if taken:

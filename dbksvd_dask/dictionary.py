@@ -145,6 +145,17 @@ class Dictionary:
         ValueError
             If Y has another number of features, or a parameter is out of range; for rows that are not finite, when
             the codes are computed.
+
+        Examples
+        --------
+        >>> import dask.array as da, numpy as np
+        >>> D = Dictionary(np.eye(3), n_nonzero_coefs=1)
+        >>> Y = np.array([[3.0, 0.0, -4.0], [0.0, 2.0, 1.0]])
+        >>> D.encode(Y).to_csr().toarray()
+        array([[ 0.,  0., -4.],
+               [ 0.,  2.,  0.]])
+        >>> D.encode(da.from_array(Y), n_nonzero_coefs=2)
+        <SparseCodes: 2 samples x 3 atoms, at most 2 nonzero, float64, lazy, 1 chunks>
         """
         embeddings = open_embeddings(Y)
         if embeddings.shape[1] != self.n_features:
@@ -213,6 +224,12 @@ class Dictionary:
         ------
         ValueError
             If the codes are of another number of atoms.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Dictionary(np.eye(3), mean=np.ones(3)).decode(np.array([[0.0, 2.0, 0.0]]))
+        array([[1., 3., 1.]])
         """
         if len(codes.shape) != 2:
             raise ValueError(f"the codes have shape {codes.shape}: they are two-dimensional, (samples, atoms)")
@@ -237,11 +254,25 @@ class Dictionary:
         )
 
     def coherence(self) -> np.ndarray:
-        """The largest ``|cos|`` of each atom with any other: (m,) floats, 0 for a single atom."""
+        """The largest ``|cos|`` of each atom with any other: (m,) floats, 0 for a single atom.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Dictionary(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])).coherence()
+        array([0.6, 0.8, 0.8])
+        """
         return metrics.coherence(self.atoms)
 
     def to_xarray(self) -> xr.Dataset:
-        """Variables `atoms` over (atom, feature), `mean` where there is one, and the history over iteration."""
+        """Variables `atoms` over (atom, feature), `mean` where there is one, and the history over iteration.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Dictionary(np.eye(3), n_nonzero_coefs=2).to_xarray().atoms.sizes
+        Frozen({'atom': 3, 'feature': 3})
+        """
         dataset = self.history.assign(atoms=(("atom", "feature"), self.atoms))
         if self.mean is not None:
             dataset = dataset.assign(mean=("feature", self.mean))
@@ -269,6 +300,14 @@ class Dictionary:
         ------
         FileExistsError
             If there is something at `path` that may not be replaced.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, xarray as xr
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Dictionary(np.eye(3)).to_zarr(f"{folder}/dictionary.zarr")
+        ...     xr.open_zarr(f"{folder}/dictionary.zarr").atoms.shape
+        (3, 3)
         """
         write_store(self.to_xarray(), path, "dictionary", overwrite=overwrite)
 

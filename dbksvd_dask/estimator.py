@@ -199,6 +199,15 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ValueError
             If they are empty, have fewer samples than there are atoms, or hold a row that is not finite; if the
             validation embeddings have another number of features; or if a parameter does not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> model = DBKSVD(12, 3, max_iter=5, random_state=0).fit(Y[:400], validation=Y[400:])
+        >>> model.history_.validation_relative_error.sizes
+        Frozen({'iteration': 5})
         """
         refuse_second_argument(y)
         self._validate_params()
@@ -219,9 +228,28 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         Y : (n, d) embeddings
-            As in `fit`.
+            As in `fit`; after the first call also fewer samples than atoms.
         y : None
             Ignored.
+
+        Returns
+        -------
+        DBKSVD
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; and if the features or `n_components` are not those learned so far.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> model = DBKSVD(12, 3, batch_size=100, random_state=0).partial_fit(Y)
+        >>> model.n_iter_, model.partial_fit(Y[:300]).n_iter_
+        (5, 8)
         """
         refuse_second_argument(y)
         self._validate_params()
@@ -249,6 +277,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         -------
         (n, n_components) scipy.sparse.csr_array
             For an array in memory; for dask arrays, xarray objects and paths lazy `SparseCodes`.
+
+        Examples
+        --------
+        >>> import dask.array as da, numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> model = DBKSVD(12, 3, max_iter=5, random_state=0).fit(Y)
+        >>> model.transform(Y).shape
+        (500, 12)
+        >>> model.transform(da.from_array(Y, chunks=(100, 8)))
+        <SparseCodes: 500 samples x 12 atoms, at most 3 nonzero, float64, lazy, 1 chunks>
         """
         check_is_fitted(self)
         embeddings = open_rows(self, Y, reset=False)
@@ -262,6 +301,20 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ----------
         X : (n, n_components) codes
             `SparseCodes`, or a SciPy matrix or array.
+
+        Returns
+        -------
+        (n, d) floats
+            A NumPy array; for lazy codes a lazy xarray.DataArray.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> model = DBKSVD(12, 3, max_iter=5, random_state=0).fit(Y)
+        >>> model.inverse_transform(model.transform(Y)).shape
+        (500, 8)
         """
         check_is_fitted(self)
         return self.dictionary_.decode(X)
@@ -275,6 +328,19 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             As in `fit`.
         y : None
             Ignored.
+
+        Returns
+        -------
+        float
+            NaN where all samples are the same.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> 0 < DBKSVD(12, 3, max_iter=5, random_state=0).fit(Y).score(Y) < 1
+        True
         """
         check_is_fitted(self)
         self._validate_params()
