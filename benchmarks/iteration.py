@@ -4,6 +4,7 @@
 
 Everything runs on `--workers` cores: NumPy's BLAS threads for the product, Dask's threads for the iteration, and with
 `--cluster` as many processes of a LocalCluster. The product is timed again after the iterations; the median counts.
+Set `DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False` for a cluster without the profiler that samples its workers.
 """
 
 import json

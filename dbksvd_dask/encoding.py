@@ -123,7 +123,9 @@ def share_dictionary(atoms: np.ndarray | Delayed, mean: np.ndarray | None, n_ato
     """
     # In the graph, through the scheduler: what is sent ahead to the workers cannot be made again when they die.
     shared = task(_wrap, atoms)
-    panels = [task(_gram_panel, shared, start) for start in panel_starts(n_atoms)]
+    starts = panel_starts(n_atoms)
+    # Every worker needs the dictionary anyway; left to itself a cluster leaves all panels to the one that has it first.
+    panels = [task(_gram_panel, shared, i, home=home) for i, home in zip(starts, homes(len(starts)), strict=True)]
     gram = task(_assemble_gram, panels)
     coherence, seconds = task(_gram_facts, gram, outputs=2)
     return SharedDictionary(shared, mean, gram, coherence, seconds)
