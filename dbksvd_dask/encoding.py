@@ -111,12 +111,12 @@ def add_seconds(first: dict[str, float], second: dict[str, float]) -> dict[str, 
     return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in first | second}
 
 
-def share_dictionary(atoms: np.ndarray | Delayed, mean: np.ndarray | None, n_atoms: int) -> SharedDictionary:
+def share_dictionary(atoms: np.ndarray, mean: np.ndarray | None, n_atoms: int) -> SharedDictionary:
     """A dictionary for all tasks of a graph, with its Gram matrix as a task of that graph.
 
     Parameters
     ----------
-    atoms : (m, d) floats, or the task that makes them
+    atoms : (m, d) floats
     mean : (d,) floats or None
     n_atoms : int
         m.

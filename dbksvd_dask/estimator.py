@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.callbacks import Callback
 from dbksvd_dask.codes import SparseCodes
@@ -63,6 +64,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     replace_unused : {"residual", "random"} or None, default "residual"
         What becomes of atoms that no sample of an outer batch uses: residual directions of the worst-reconstructed
         samples, random directions, or nothing.
+    average : bool, default True
+        Learn the average of the atoms over iterations, late ones weighing more [2]_, rather than the last atoms, which
+        carry the noise of their batch. It is for data of more than one outer batch (in the call): where all iterations
+        see the same samples there is no such noise, and nothing is averaged. False gives the paper's algorithm.
     encoder : {"mp", "omp"}, default "mp"
         Matching pursuit, or orthogonal matching pursuit.
     nonnegative : bool, default False
@@ -81,7 +86,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Attributes
     ----------
     components_ : (n_components, d) ndarray
-        The atoms, unit rows, in the precision of the computation.
+        The learned atoms, unit rows, in the precision of the computation.
     dictionary_ : Dictionary
         The atoms with their provenance: encodes, decodes, keeps itself as zarr.
     history_ : xarray.Dataset
@@ -99,6 +104,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     ----------
     .. [1] Valentin, Katz, Vanhoucke, Kochenderfer, "DB-KSVD: Scalable Alternating Optimization for Disentangling
        High-Dimensional Embedding Spaces", arXiv 2505.18441.
+    .. [2] Shamir, Zhang, "Stochastic Gradient Descent for Non-smooth Optimization: Convergence Results and Optimal
+       Averaging Schemes", ICML 2013.
 
     Examples
     --------
@@ -124,6 +131,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "init": [StrOptions({"samples", "random"}), "array-like"],
         "center": ["boolean"],
         "replace_unused": [StrOptions({"residual", "random"}), None],
+        "average": ["boolean"],
         "encoder": [StrOptions({"mp", "omp"})],
         "nonnegative": ["boolean"],
         "rtol": [Interval(Real, 0, 1, closed="left")],
@@ -146,6 +154,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         init: Literal["samples", "random"] | np.ndarray = "samples",
         center: bool = False,
         replace_unused: Literal["residual", "random"] | None = "residual",
+        average: bool = True,
         encoder: Literal["mp", "omp"] = "mp",
         nonnegative: bool = False,
         rtol: float = 0.0,
@@ -164,6 +173,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.init = init
         self.center = center
         self.replace_unused = replace_unused
+        self.average = average
         self.encoder = encoder
         self.nonnegative = nonnegative
         self.rtol = rtol
@@ -218,7 +228,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check_parameters(self, len(embeddings))
             self._begin(embeddings)
             batches = self._batches(embeddings)
-            self.components_ = self._first_atoms(batches)
+            self._learn(LearnedAtoms.of(self._first_atoms(batches)))
             self._train(batches, held_out, self.max_iter)
         return self
 
@@ -261,7 +271,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self._begin(embeddings)
             batches = self._batches(embeddings)
             if not fitted:
-                self.components_ = self._first_atoms(batches)
+                self._learn(LearnedAtoms.of(self._first_atoms(batches)))
             self._train(batches, None, batches.n_batches)
         return self
 
@@ -413,7 +423,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.solver,
             self.replace_unused,
         )
-        return Training(self._pursuit, update, self.mean_, self._seed)
+        return Training(self._pursuit, update, self.mean_, bool(self.average), self._seed)
 
     def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
         return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
@@ -423,10 +433,14 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return first_atoms(batches, int(self.n_components), self.init, self._dtype, self._training)
         return check_init(self.init, (int(self.n_components), self.n_features_in_), self._dtype)
 
+    def _learn(self, learned: LearnedAtoms) -> None:
+        self._learned = learned
+        self.components_ = learned.average
+
     def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int) -> None:
         held_out = None if validation is None else validation.data
         seen = self._iterations[-1].n_samples_seen if self._iterations else 0
-        iterations = train(batches, held_out, self._training, self.components_, self.n_iter_, n_iterations, seen)
+        iterations = train(batches, held_out, self._training, self._learned, self.n_iter_, n_iterations, seen)
         parameters = self.get_params(deep=False).items()
         self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
         n_before = self.n_iter_
@@ -438,8 +452,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     callback.begin(self, n_iterations)
                     stack.callback(callback.end, self)
             try:
-                for atoms, iteration in iterations:
-                    self.components_ = atoms
+                for learned, iteration in iterations:
+                    self._learn(learned)
                     self._iterations.append(iteration)
                     self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
                     self.n_iter_ += 1

@@ -17,8 +17,9 @@ STAGES = ("wait", "read", "gram", "product", "pursuit", "residual", "statistics"
 class Iteration:
     """Figures of one iteration.
 
-    Training figures are those of its batch under the dictionary that it began with; validation figures those of the
-    held-out embeddings under the dictionary that it ended with.
+    Training figures are those of its batch under the atoms that it began with, which are not averaged; validation
+    figures those of the held-out embeddings under the dictionary that is learned when it ends, averaged over iterations
+    where the fit does that.
     """
 
     iteration: int

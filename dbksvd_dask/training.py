@@ -1,4 +1,4 @@
-"""The outer loop: batches → one iteration graph each → new dictionary → what happened."""
+"""The outer loop: batches → one iteration graph each → new atoms → their average → what happened."""
 
 import contextvars
 import logging
@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
+from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import delayed_of, task, tree_sum, without_size_warning
@@ -36,6 +37,8 @@ class Training:
     update: Update
     mean: np.ndarray | None
     """(d,) floats taken from the rows first."""
+    average: bool
+    """Average the atoms over iterations, where these see different batches."""
     seed: int
 
 
@@ -43,14 +46,14 @@ def train(
     batches: OuterBatches,
     validation: da.Array | None,
     training: Training,
-    atoms: np.ndarray,
+    learned: LearnedAtoms,
     first_iteration: int,
     n_iterations: int,
     n_samples_seen: int,
-) -> Generator[tuple[np.ndarray, Iteration]]:
-    """Iterate, and yield the new dictionary and what happened after each iteration.
+) -> Generator[tuple[LearnedAtoms, Iteration]]:
+    """Iterate, and yield what is learned and what happened after each iteration.
 
-    The lineage ends with the iteration: the driver holds the dictionary and the number of the iteration, and random
+    The lineage ends with the iteration: the driver holds the atoms and the number of the iteration, and random
     choices follow from that number and the seed.
 
     Parameters
@@ -59,8 +62,8 @@ def train(
     validation : dask.array.Array or None
         (n, d) held-out embeddings.
     training : Training
-    atoms : (m, d) floats
-        The dictionary to begin with.
+    learned : LearnedAtoms
+        What to begin with.
     first_iteration, n_iterations : int
     n_samples_seen : int
         Before the first iteration.
@@ -75,15 +78,18 @@ def train(
             wait = perf_counter() - start
             if iteration < last:
                 upcoming = _persist_ahead(reader, batches, iteration + 1)
-            outcome = _iterate_now(chunks, held_out, atoms, training, iteration)
+            outcome = _iterate_now(chunks, learned.latest, training, iteration)
             del chunks
-            atoms = outcome.atoms
+            # Iterations over one and the same batch have no noise to average away.
+            averaging = training.average and batches.n_batches > 1
+            learned = learned.averaged_with(outcome.atoms) if averaging else LearnedAtoms.of(outcome.atoms)
+            validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
             n_samples_seen += outcome.batch.errors.n_samples
-            record = _record(iteration, n_samples_seen, outcome, wait, perf_counter() - start)
+            record = _record(iteration, n_samples_seen, outcome, validated, wait, perf_counter() - start)
             logger.info(
                 "iteration %d: relative error %.4f, %.2f s", iteration, record.train_relative_error, record.seconds
             )
-            yield atoms, record
+            yield learned, record
 
 
 class _Outcome(NamedTuple):
@@ -93,35 +99,29 @@ class _Outcome(NamedTuple):
     """(m, d) floats: the new dictionary."""
     batch: EncodingStatistics
     """Of the outer batch, under the dictionary that the iteration began with."""
-    validated: EncodingStatistics | None
-    """Of the validation embeddings, under the new dictionary."""
     coherence: np.ndarray
     """(m,) floats: that of the dictionary that the iteration began with."""
     stage_seconds: dict[str, float]
 
 
-def _iterate_now(
-    chunks: Sequence[Delayed],
-    held_out: Sequence[Delayed] | None,
-    atoms: np.ndarray,
-    training: Training,
-    iteration: int,
-) -> _Outcome:
+def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
     """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
     n_atoms = len(atoms)
     dictionary = share_dictionary(atoms, training.mean, n_atoms)
     seed = [training.seed, _ITERATION, iteration]
     tasks = iterate(chunks, dictionary, n_atoms, training.pursuit, training.update, seed)
-    validated = None
-    if held_out is not None:
-        updated = share_dictionary(tasks.atoms, training.mean, n_atoms)
-        validated = evaluate_chunks(held_out, updated, training.pursuit)
     facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
     with without_size_warning():
-        (new, batch, update_seconds), (coherence, gram_seconds), validated = dask.compute(tasks, facts, validated)
+        (new, batch, update_seconds), (coherence, gram_seconds) = dask.compute(tasks, facts)
     seconds = reduce(add_seconds, [batch.seconds, update_seconds, gram_seconds])
     # What comes from a worker begins at any byte, with which NumPy and numba compute other last bits.
-    return _Outcome(np.require(new, requirements=["C", "A"]), batch, validated, coherence, seconds)
+    return _Outcome(np.require(new, requirements=["C", "A"]), batch, coherence, seconds)
+
+
+def _evaluate_now(held_out: Sequence[Delayed], atoms: np.ndarray, training: Training) -> EncodingStatistics:
+    dictionary = share_dictionary(atoms, training.mean, len(atoms))
+    with without_size_warning():
+        return evaluate_chunks(held_out, dictionary, training.pursuit).compute()
 
 
 def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
@@ -138,12 +138,19 @@ def _persist_ahead(reader: ThreadPoolExecutor, batches: OuterBatches, iteration:
     return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
 
 
-def _record(iteration: int, n_samples_seen: int, outcome: _Outcome, wait: float, seconds: float) -> Iteration:
+def _record(
+    iteration: int,
+    n_samples_seen: int,
+    outcome: _Outcome,
+    validated: EncodingStatistics | None,
+    wait: float,
+    seconds: float,
+) -> Iteration:
     validation = (np.nan,) * 4
     stage_seconds = outcome.stage_seconds | {"wait": wait}
-    if outcome.validated is not None:
-        validation = _figures(outcome.validated)
-        stage_seconds["validation"] = sum(outcome.validated.seconds.values())
+    if validated is not None:
+        validation = _figures(validated)
+        stage_seconds["validation"] = sum(validated.seconds.values())
     return Iteration(
         iteration,
         n_samples_seen,

@@ -215,6 +215,21 @@ def iteration(Y, D, k, *, encoder="mp", nonnegative=False, rtol=0.0, solver="lan
     return codes, new
 
 
+def averages(dictionaries, degree=7, least_cosine=0.5):
+    """Of each atom over iterations, after each of them: the newest weighs (degree + 1) / (degree + iterations)."""
+    mean, counts = np.zeros_like(dictionaries[0]), np.zeros(len(dictionaries[0]))
+    means = []
+    for D in dictionaries:
+        mean = mean.copy()
+        for j, d in enumerate(D):
+            counts[j] = counts[j] + 1 if mean[j] @ d >= least_cosine else 1
+            weight = (degree + 1) / (degree + counts[j])
+            mean[j] = (1 - weight) * mean[j] + weight * d
+            mean[j] /= np.linalg.norm(mean[j])
+        means.append(mean)
+    return means
+
+
 # --- dictionaries and metrics ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A whole fit is the oracle's loop: outer batch after outer batch, each iteration from the dictionary before."""
+"""A whole fit is the oracle's loop: outer batch after outer batch, each from the atoms before; then the averages."""
 
 import dask.array as da
 import numpy as np
@@ -33,12 +33,16 @@ def fit_by_hand(Y, D, n_batches, **options):
     return dictionaries, codes
 
 
-@pytest.mark.parametrize("batch_size", [1000, 200], ids=["all in one batch", "three batches an epoch"])
+@pytest.mark.parametrize(
+    ("batch_size", "average"),
+    [(1000, True), (200, True), (200, False)],
+    ids=["all in one batch", "three batches an epoch", "not averaged"],
+)
 @pytest.mark.parametrize("center", [False, True], ids=["as they are", "centred"])
 @pytest.mark.parametrize(
     ("encoder", "inner_batch_size", "solver"), [("mp", None, "lanczos"), ("mp", 5, "power"), ("omp", None, "power")]
 )
-def test_a_fit_is_the_loop_of_the_oracle(problem, batch_size, center, encoder, inner_batch_size, solver):
+def test_a_fit_is_the_loop_of_the_oracle(problem, batch_size, average, center, encoder, inner_batch_size, solver):
     Y, held_out, init = problem
     model = DBKSVD(
         N_ATOMS,
@@ -49,6 +53,7 @@ def test_a_fit_is_the_loop_of_the_oracle(problem, batch_size, center, encoder, i
         solver=solver,
         init=init,
         center=center,
+        average=average,
         encoder=encoder,
         replace_unused=None,
         random_state=3,
@@ -58,7 +63,8 @@ def test_a_fit_is_the_loop_of_the_oracle(problem, batch_size, center, encoder, i
     n_batches = -(-N_SAMPLES // batch_size)
     options = {"encoder": encoder, "solver": solver, "size": inner_batch_size, "seed": seed}
     dictionaries, codes = fit_by_hand(Y - mean, init, n_batches, **options)
-    np.testing.assert_allclose(model.components_, dictionaries[-1], rtol=0, atol=1e-8)
+    learned = oracle.averages(dictionaries[1:]) if average and n_batches > 1 else dictionaries[1:]
+    np.testing.assert_allclose(model.components_, learned[-1], rtol=0, atol=1e-8)
 
     history = model.history_
     batches = np.split(Y - mean, n_batches)
@@ -77,8 +83,8 @@ def test_a_fit_is_the_loop_of_the_oracle(problem, batch_size, center, encoder, i
         np.testing.assert_allclose(record.coherence, quantiles, rtol=1e-7)
 
         encode = oracle.matching_pursuit if encoder == "mp" else oracle.orthogonal_matching_pursuit
-        validated = encode(held_out - mean, dictionaries[number + 1], K)
-        R = oracle.residual(held_out - mean, dictionaries[number + 1], validated.indices, validated.values)
+        validated = encode(held_out - mean, learned[number], K)
+        R = oracle.residual(held_out - mean, learned[number], validated.indices, validated.values)
         assert record.validation_relative_error == pytest.approx(oracle.relative_error(held_out - mean, R), rel=1e-7)
         assert record.validation_variance_explained == pytest.approx(oracle.variance_explained(held_out, R), rel=1e-7)
 

@@ -75,7 +75,7 @@ def test_figures_of_training_and_validation_are_those_of_the_dictionaries_before
     Y, held_out = example(), example(seed=1)
     dictionaries = []
     keep = Keeping(dictionaries)
-    history = model(callbacks=[keep]).fit(Y, validation=held_out).history_
+    history = model(average=False, callbacks=[keep]).fit(Y, validation=held_out).history_
     assert len(dictionaries) == 7
     for i in range(6):
         before, after = dictionaries[i], dictionaries[i + 1]
