@@ -12,7 +12,7 @@ help: ## list the targets
 
 demo: .venv/.installed ## fit a dictionary of the embeddings that come with the repository
 	$(BIN)/dbksvd fit data/minilm-wikitext2.zarr --where split=train --validation-where split=validation \
-		--n-components 1024 --n-nonzero-coefs 20 --center --batch-size 10240 --max-iter 60 \
+		--n-components 1024 --n-nonzero-coefs 20 --center --batch-size 5120 --max-iter 60 \
 		--output demo-dictionary.zarr --overwrite
 
 test: lint ## lint, then run the tests and the examples in the docstrings
