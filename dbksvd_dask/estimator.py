@@ -66,8 +66,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         samples, random directions, or nothing.
     average : bool, default True
         Learn the average of the atoms over iterations, late ones weighing more [2]_, rather than the last atoms, which
-        carry the noise of their batch. It is for data of more than one outer batch (in the call): where all iterations
-        see the same samples there is no such noise, and nothing is averaged. False gives the paper's algorithm.
+        carry the noise of their batch. `fit` does without it where the data are one outer batch: iterations that see
+        the same samples have no such noise. False gives the paper's algorithm.
     encoder : {"mp", "omp"}, default "mp"
         Matching pursuit, or orthogonal matching pursuit.
     nonnegative : bool, default False
@@ -229,7 +229,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self._begin(embeddings)
             batches = self._batches(embeddings)
             self._learn(LearnedAtoms.of(self._first_atoms(batches)))
-            self._train(batches, held_out, self.max_iter)
+            # Where all iterations see one and the same batch, it has no noise to average away.
+            self._train(batches, held_out, self.max_iter, average=self.average and batches.n_batches > 1)
         return self
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
@@ -272,7 +273,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             batches = self._batches(embeddings)
             if not fitted:
                 self._learn(LearnedAtoms.of(self._first_atoms(batches)))
-            self._train(batches, None, batches.n_batches)
+            self._train(batches, None, batches.n_batches, average=self.average)
         return self
 
     def transform(self, Y: Source) -> csr_array | SparseCodes:
@@ -423,7 +424,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.solver,
             self.replace_unused,
         )
-        return Training(self._pursuit, update, self.mean_, bool(self.average), self._seed)
+        return Training(self._pursuit, update, self.mean_, self._seed)
 
     def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
         return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
@@ -437,10 +438,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._learned = learned
         self.components_ = learned.average
 
-    def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int) -> None:
+    def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int, average: bool) -> None:
         held_out = None if validation is None else validation.data
         seen = self._iterations[-1].n_samples_seen if self._iterations else 0
-        iterations = train(batches, held_out, self._training, self._learned, self.n_iter_, n_iterations, seen)
+        iterations = train(batches, held_out, self._training, self._learned, self.n_iter_, n_iterations, seen, average)
         parameters = self.get_params(deep=False).items()
         self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
         n_before = self.n_iter_

@@ -37,8 +37,6 @@ class Training:
     update: Update
     mean: np.ndarray | None
     """(d,) floats taken from the rows first."""
-    average: bool
-    """Average the atoms over iterations, where these see different batches."""
     seed: int
 
 
@@ -50,6 +48,7 @@ def train(
     first_iteration: int,
     n_iterations: int,
     n_samples_seen: int,
+    average: bool,
 ) -> Generator[tuple[LearnedAtoms, Iteration]]:
     """Iterate, and yield what is learned and what happened after each iteration.
 
@@ -67,6 +66,8 @@ def train(
     first_iteration, n_iterations : int
     n_samples_seen : int
         Before the first iteration.
+    average : bool
+        Average the atoms over iterations.
     """
     last = first_iteration + n_iterations - 1
     with single_threaded(), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
@@ -80,9 +81,7 @@ def train(
                 upcoming = _persist_ahead(reader, batches, iteration + 1)
             outcome = _iterate_now(chunks, learned.latest, training, iteration)
             del chunks
-            # Iterations over one and the same batch have no noise to average away.
-            averaging = training.average and batches.n_batches > 1
-            learned = learned.averaged_with(outcome.atoms) if averaging else LearnedAtoms.of(outcome.atoms)
+            learned = learned.averaged_with(outcome.atoms) if average else LearnedAtoms.of(outcome.atoms)
             validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
             n_samples_seen += outcome.batch.errors.n_samples
             record = _record(iteration, n_samples_seen, outcome, validated, wait, perf_counter() - start)

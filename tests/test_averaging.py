@@ -4,6 +4,7 @@ import numpy as np
 import oracle
 import pytest
 from scipy.special import comb
+from sklearn.base import clone
 
 from dbksvd_dask import DBKSVD
 from dbksvd_dask.averaging import DEGREE, LEAST_COSINE, LearnedAtoms
@@ -96,8 +97,17 @@ def test_one_and_the_same_batch_is_not_averaged(noisy):
     np.testing.assert_array_equal(averaging.components_, plain.components_)
 
 
-def test_partial_fit_goes_on_with_the_average(noisy):
+def test_partial_fit_goes_on_with_the_average_whatever_comes_in_a_call(noisy):
     planted, Y = noisy
     whole = fit(Y, planted, batch_size=1000, max_iter=8)
-    by_epochs = fit(Y, planted, batch_size=1000, max_iter=4).partial_fit(Y)
-    np.testing.assert_array_equal(by_epochs.components_, whole.components_)
+    in_calls = fit(Y, planted, batch_size=1000, max_iter=4)
+    for batches in (Y[:1000], Y[1000:3000], Y[3000:]):
+        in_calls.partial_fit(batches)
+    np.testing.assert_array_equal(in_calls.components_, whole.components_)
+
+
+def test_the_first_atoms_that_are_learned_are_their_own_average_to_the_last_bit(noisy):
+    planted, Y = noisy
+    whole = fit(Y, planted, max_iter=1)
+    one_call = clone(whole).partial_fit(Y)
+    np.testing.assert_array_equal(one_call.components_, whole.components_)
