@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from dbksvd_dask import DBKSVD
 from dbksvd_dask.embeddings import open_embeddings
 
 STORE = Path(__file__).parents[1] / "data" / "minilm-wikitext2.zarr"
@@ -69,3 +70,13 @@ def test_the_store_is_small_enough_to_ship():
     files = [path for path in STORE.rglob("*") if path.is_file()]
     assert len(files) < 60
     assert sum(path.stat().st_size for path in files) < 25e6
+
+
+@pytest.mark.parametrize("center", [False, True], ids=["as they are", "centred"])
+def test_nonnegative_fits_get_better_on_the_same_rows_where_all_atoms_at_once_overshoot(center):
+    rows = xr.open_zarr(STORE).embeddings[:2048].values.astype(np.float32)
+    parameters = {"nonnegative": True, "center": center, "max_iter": 8, "random_state": 0}
+    errors = DBKSVD(128, 20, **parameters).fit(rows).history_.train_relative_error.values
+    assert (np.diff(errors) < 0).all()
+    errors = DBKSVD(128, 20, inner_batch_size=128, **parameters).fit(rows).history_.train_relative_error.values
+    assert errors.max() > 1.1 * errors[0]
