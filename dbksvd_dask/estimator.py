@@ -32,7 +32,7 @@ from dbksvd_dask.kernels.chunk import Pursuit
 from dbksvd_dask.training import Training, embeddings_mean, first_atoms, train
 
 SHARED_ATOMS = 2
-"""Atoms of an inner batch that a sample of positive coefficients uses on average: with five, errors were seen to rise."""
+"""Atoms of an inner batch that a sample of positive coefficients uses on average; with five, errors rose."""
 
 
 class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
