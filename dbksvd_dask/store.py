@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 
 from dbksvd_dask.embeddings.checks import FORMAT
-from dbksvd_dask.embeddings.opening import check_complete, name_damage
+from dbksvd_dask.embeddings.opening import check_complete, in_named_chunks
 
 FORMAT_VERSION = 1
 
@@ -143,8 +143,9 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
     if not target.exists():
         raise FileNotFoundError(f"there is no {kind} store at {target}")
     try:
-        found = zarr.open(target, mode="r").attrs.get("format", "")
-        dataset = xr.open_zarr(target, consolidated=True) if found == FORMAT + kind else xr.Dataset()
+        node = zarr.open(target, mode="r")
+        found = node.attrs.get("format", "")
+        dataset = xr.open_zarr(target, consolidated=True, chunks=None) if found == FORMAT + kind else xr.Dataset()
     except Exception as error:  # zarr and xarray let through whatever their parsers raise
         raise ValueError(f"{target} is not a zarr store, or was only half written: {error}") from error
     if found != FORMAT + kind:
@@ -154,10 +155,9 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
         raise ValueError(f"{target} is not a complete {kind} store: it has no {', '.join(sorted(missing))}")
     if dataset.attrs["format_version"] > FORMAT_VERSION:
         raise ValueError(f"{target} was written by {dataset.attrs['written_by']}: upgrade dbksvd_dask to open it")
-    group = zarr.open_group(target, mode="r")
-    for name, array in group.arrays():
+    for name, array in node.arrays():
         check_complete(array, f"{target} ({name!r})")
-    return name_damage(dataset, xr.open_zarr(target, consolidated=True, chunks=None), target)
+    return in_named_chunks(dataset, target)
 
 
 def store_kind(path: str | os.PathLike[str]) -> str | None:

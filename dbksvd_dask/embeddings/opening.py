@@ -164,9 +164,7 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
         raise ValueError(f"{path} is a {kind.removeprefix(FORMAT)} store of dbksvd_dask: it does not hold embeddings")
     try:
         # Not asking for consolidated metadata that is not there: xarray would warn about it.
-        consolidated = node.metadata.consolidated_metadata is not None
-        dataset = xr.open_zarr(path, consolidated=consolidated)
-        undivided = xr.open_zarr(path, consolidated=consolidated, chunks=None)
+        dataset = xr.open_zarr(path, consolidated=node.metadata.consolidated_metadata is not None, chunks=None)
     except Exception as error:  # xarray, too, lets through whatever decoding raises
         raise ValueError(
             f"xarray cannot read the zarr group {path} ({error}); if its arrays have no dimension names, open one of "
@@ -174,24 +172,26 @@ def _open_zarr(path: str, name: str | None) -> xr.DataArray:
         ) from error
     array = _choose_variable(dataset, name, path)
     check_complete(node[str(array.name)], f"{path} ({array.name!r})")
-    return name_damage(array.to_dataset(name=array.name), undivided, path)[array.name]
+    return in_named_chunks(array.to_dataset(name=array.name), path)[array.name]
 
 
-def name_damage(dataset: xr.Dataset, undivided: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
-    """A Dataset of a zarr store whose dask arrays, where they cannot be read, say which rows of what is damaged.
+def in_named_chunks(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
+    """A Dataset of a zarr store on dask arrays that, where they cannot be read, say which rows of what is damaged.
 
     Parameters
     ----------
-    dataset, undivided : xarray.Dataset
-        The store as `xarray.open_zarr` opens it, on dask chunks and without (``chunks=None``).
+    dataset : xarray.Dataset
+        The store as ``xarray.open_zarr(path, chunks=None)`` opens it.
     path : path
         What errors call it.
     """
     data: dict[Hashable, xr.Variable] = {}
     coords: dict[Hashable, xr.Variable] = {}
     for name, variable in dataset.variables.items():
-        if variable.chunks is not None:
-            rows = _read_named(undivided[name].variable, variable.chunks, f"{path} ({name!r})")
+        if "preferred_chunks" in variable.encoding and name not in dataset.indexes:
+            preferred = tuple(variable.encoding["preferred_chunks"][dim] for dim in variable.dims)
+            chunks = da.core.normalize_chunks(preferred, variable.shape, dtype=variable.dtype)
+            rows = _read_named(variable, chunks, f"{path} ({name!r})")
             (coords if name in dataset.coords else data)[name] = variable.copy(deep=False, data=rows)
     return dataset.assign(data).assign_coords(coords)
 
