@@ -86,7 +86,8 @@ def iterate(
     seed : sequence of int
         For the order of the inner batches and for random directions; another one for each iteration.
     """
-    all_at_once = update.inner_batch_size is None
+    size = update.inner_batch_size or n_atoms
+    all_at_once = size >= n_atoms
     states, statistics, errors, first_passes = zip(
         *(
             task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4, home=home)
@@ -98,7 +99,8 @@ def iterate(
     if all_at_once:
         new = _update_atoms(states, np.arange(n_atoms), n_atoms, dictionary.atoms, tree_sum(first_passes), update)
     else:
-        new = _update_in_inner_batches(states, dictionary.atoms, n_atoms, pursuit.nonnegative, update, seed)
+        order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
+        new = _update_in_inner_batches(states, dictionary.atoms, order, size, pursuit.nonnegative, update)
     worst, residuals = None, []
     if update.replace_unused == "residual":
         worst = task(_worst_samples, list(errors), batch_statistics)
@@ -109,16 +111,10 @@ def iterate(
 
 
 def _update_in_inner_batches(
-    states: Sequence[Lazy],
-    atoms: Any,
-    n_atoms: int,
-    nonnegative: bool,
-    update: Update,
-    seed: Sequence[int],
+    states: Sequence[Lazy], atoms: Any, order: np.ndarray, size: int, nonnegative: bool, update: Update
 ) -> Lazy:
     """`AtomVectors` of the new dictionary, inner batch by inner batch (paper, section 4.1)."""
-    order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
-    size = update.inner_batch_size or n_atoms
+    n_atoms = len(order)
     batches = [order[i : i + size] for i in range(0, n_atoms, size)]
     updated = []
     for batch in batches:
