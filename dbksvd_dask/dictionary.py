@@ -161,7 +161,7 @@ class Dictionary:
         if embeddings.shape[1] != self.n_features:
             raise ValueError(f"Y has {embeddings.shape[1]} features, but the atoms have {self.n_features}")
         pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
-        shared = share_dictionary(self.atoms, self.mean, self.n_atoms)
+        shared = share_dictionary(self.atoms, self.mean)
         parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
         shapes = [(n_rows, k) for n_rows, _ in parts]

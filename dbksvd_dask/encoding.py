@@ -111,19 +111,17 @@ def add_seconds(first: dict[str, float], second: dict[str, float]) -> dict[str, 
     return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in first | second}
 
 
-def share_dictionary(atoms: np.ndarray, mean: np.ndarray | None, n_atoms: int) -> SharedDictionary:
+def share_dictionary(atoms: np.ndarray, mean: np.ndarray | None) -> SharedDictionary:
     """A dictionary for all tasks of a graph, with its Gram matrix as a task of that graph.
 
     Parameters
     ----------
     atoms : (m, d) floats
     mean : (d,) floats or None
-    n_atoms : int
-        m.
     """
     # In the graph, through the scheduler: what is sent ahead to the workers cannot be made again when they die.
     shared = task(_wrap, atoms)
-    starts = panel_starts(n_atoms)
+    starts = panel_starts(len(atoms))
     # Every worker needs the dictionary anyway; left to itself a cluster leaves all panels to the one that has it first.
     panels = [task(_gram_panel, shared, i, home=home) for i, home in zip(starts, homes(len(starts)), strict=True)]
     gram = task(_assemble_gram, panels)

@@ -233,7 +233,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check_parameters(self, len(embeddings))
             self._begin(embeddings)
             batches = self._batches(embeddings)
-            self._learn(LearnedAtoms.of(self._first_atoms(batches)))
+            self._learned = LearnedAtoms.of(self._first_atoms(batches))
             # Where all iterations see one and the same batch, it has no noise to average away.
             self._train(batches, held_out, self.max_iter, average=self.average and batches.n_batches > 1)
         return self
@@ -269,7 +269,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         refuse_second_argument(y)
         self._validate_params()
-        fitted = hasattr(self, "components_")
+        fitted = hasattr(self, "_learned")
         with self._unchanged_unless_iterated():
             embeddings = open_rows(self, Y, reset=not fitted)
             check_parameters(self, len(embeddings), len(self.components_) if fitted else None)
@@ -277,7 +277,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self._begin(embeddings)
             batches = self._batches(embeddings)
             if not fitted:
-                self._learn(LearnedAtoms.of(self._first_atoms(batches)))
+                self._learned = LearnedAtoms.of(self._first_atoms(batches))
             self._train(batches, None, batches.n_batches, average=self.average)
         return self
 
@@ -362,11 +362,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._validate_params()
         embeddings = open_rows(self, Y, reset=False)
         check_parameters(self, len(embeddings), len(self.components_))
-        shared = share_dictionary(self.components_, self.mean_, len(self.components_))
+        shared = share_dictionary(self.components_, self.mean_)
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         statistics = evaluate_chunks(chunks, shared, self._pursuit)
         with without_size_warning():
             return statistics.compute().errors.variance_explained
+
+    @property
+    def components_(self) -> np.ndarray:
+        """The learned atoms, unit rows."""
+        check_is_fitted(self)
+        return self._learned.average
 
     @property
     def dictionary_(self) -> Dictionary:
@@ -442,10 +448,6 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return first_atoms(batches, int(self.n_components), self.init, self._dtype, self._training)
         return check_init(self.init, (int(self.n_components), self.n_features_in_), self._dtype)
 
-    def _learn(self, learned: LearnedAtoms) -> None:
-        self._learned = learned
-        self.components_ = learned.average
-
     def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int, average: bool) -> None:
         held_out = None if validation is None else validation.data
         seen = self._iterations[-1].n_samples_seen if self._iterations else 0
@@ -461,8 +463,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     callback.begin(self, n_iterations)
                     stack.callback(callback.end, self)
             try:
-                for learned, iteration in iterations:
-                    self._learn(learned)
+                for self._learned, iteration in iterations:
                     self._iterations.append(iteration)
                     self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
                     self.n_iter_ += 1

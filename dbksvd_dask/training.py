@@ -105,10 +105,9 @@ class _Outcome(NamedTuple):
 
 def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
     """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
-    n_atoms = len(atoms)
-    dictionary = share_dictionary(atoms, training.mean, n_atoms)
+    dictionary = share_dictionary(atoms, training.mean)
     seed = [training.seed, _ITERATION, iteration]
-    tasks = iterate(chunks, dictionary, n_atoms, training.pursuit, training.update, seed)
+    tasks = iterate(chunks, dictionary, len(atoms), training.pursuit, training.update, seed)
     facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
     with without_size_warning():
         (new, batch, update_seconds), (coherence, gram_seconds) = dask.compute(tasks, facts)
@@ -118,7 +117,7 @@ def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Trainin
 
 
 def _evaluate_now(held_out: Sequence[Delayed], atoms: np.ndarray, training: Training) -> EncodingStatistics:
-    dictionary = share_dictionary(atoms, training.mean, len(atoms))
+    dictionary = share_dictionary(atoms, training.mean)
     with without_size_warning():
         return evaluate_chunks(held_out, dictionary, training.pursuit).compute()
 

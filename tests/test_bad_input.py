@@ -269,6 +269,7 @@ NO_OPTIONS = {
     "solver": ["svd", "", 3, None],
     "init": ["svd", "", None, 3],
     "center": ["yes", 1, None],
+    "average": ["yes", 1, None],
     "replace_unused": ["never", True],
     "encoder": ["lasso", "MP", None],
     "nonnegative": ["yes", 0, None],
