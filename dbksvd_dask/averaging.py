@@ -58,6 +58,6 @@ class LearnedAtoms(NamedTuple):
         average = (1 - weights) * self.average
         average += weights * atoms
         average /= np.sqrt(cpu.squared_row_norms(average)).astype(atoms.dtype)[:, np.newaxis]
-        begun = n_averaged == 0
-        average[begun] = atoms[begun]  # to the last bit
+        kept = (n_averaged == 0) | (self.average == atoms).all(axis=1)
+        average[kept] = atoms[kept]  # to the last bit: new ones, and those that stay as they are
         return type(self)(atoms, average, n_averaged + 1)

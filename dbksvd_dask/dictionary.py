@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import encode_chunk, share_dictionary
 from dbksvd_dask.graph import Lazy, delayed_of, task
-from dbksvd_dask.kernels.chunk import Pursuit, reconstruct
+from dbksvd_dask.kernels.chunk import reconstruct
+from dbksvd_dask.kernels.pursuit import Pursuit
+from dbksvd_dask.matryoshka import check_group_sizes, check_shares
 from dbksvd_dask.store import open_store, write_store
 
 UNIT_NORM_TOLERANCE = 1e-3
@@ -41,6 +44,8 @@ class Dictionary:
         Pursuit that `encode` uses by default, and so with the next two.
     nonnegative : bool
     rtol : float
+    group_sizes : sequence of int
+        Atoms of each Matryoshka group, in order; empty where there are none.
     history : xarray.Dataset, optional
         How the fit went, over "iteration".
     provenance : mapping, optional
@@ -73,6 +78,7 @@ class Dictionary:
         encoder: Literal["mp", "omp"] = "mp",
         nonnegative: bool = False,
         rtol: float = 0.0,
+        group_sizes: Sequence[int] = (),
         history: xr.Dataset | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
@@ -82,6 +88,7 @@ class Dictionary:
         self.encoder = encoder
         self.nonnegative = nonnegative
         self.rtol = rtol
+        self.group_sizes = check_group_sizes(group_sizes, self.n_atoms) if len(group_sizes) else ()
         Pursuit(1, encoder, nonnegative, rtol)  # refuses what is not allowed or does not go together
         self.history = xr.Dataset() if history is None else history
         self.provenance = dict(provenance or {})
@@ -101,6 +108,12 @@ class Dictionary:
         """Dtype of the atoms, and of what is computed with them."""
         return self.atoms.dtype
 
+    @property
+    def group(self) -> np.ndarray:
+        """Matryoshka group of each atom, from 0; all 0 where there are none: (m,) integers."""
+        sizes = self.group_sizes or (self.n_atoms,)
+        return np.repeat(np.arange(len(sizes)), sizes)
+
     def __repr__(self) -> str:
         """One line: atoms, features, dtype, k."""
         k = "" if self.n_nonzero_coefs is None else f", k={self.n_nonzero_coefs}"
@@ -115,6 +128,7 @@ class Dictionary:
         nonnegative: bool | None = None,
         rtol: float | None = None,
         refit: Literal["none", "lstsq"] = "none",
+        group_wise: bool = False,
     ) -> SparseCodes:
         """Sparse codes of embeddings.
 
@@ -133,6 +147,9 @@ class Dictionary:
             Ends a sample at ``‖r‖ ≤ rtol ‖y‖``.
         refit : "none" or "lstsq"
             ``"lstsq"``: least-squares coefficients on the support that the pursuit found.
+        group_wise : bool
+            Encode by one Matryoshka group after the other, each what those before leave and with its share of k, as in
+            the fit; else by one pursuit over all atoms.
 
         Returns
         -------
@@ -161,7 +178,9 @@ class Dictionary:
         if embeddings.shape[1] != self.n_features:
             raise ValueError(f"Y has {embeddings.shape[1]} features, but the atoms have {self.n_features}")
         pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
-        shared = share_dictionary(self.atoms, self.mean)
+        if group_wise:
+            pursuit = replace(pursuit, group_sizes=self._groups_for(pursuit.n_nonzero_coefs))
+        shared = share_dictionary(self.atoms, self.mean, pursuit)
         parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
         shapes = [(n_rows, k) for n_rows, _ in parts]
@@ -191,6 +210,12 @@ class Dictionary:
             rtol=self.rtol if rtol is None else rtol,
             refit=refit,
         )
+
+    def _groups_for(self, k: int) -> tuple[int, ...]:
+        if not self.group_sizes:
+            raise ValueError("group_wise=True, but this dictionary has no groups: it was not learned with matryoshka")
+        check_shares(self.group_sizes, k)
+        return self.group_sizes
 
     def _check_k(self, k: int) -> int:
         if not isinstance(k, Integral):
@@ -265,7 +290,7 @@ class Dictionary:
         return metrics.coherence(self.atoms)
 
     def to_xarray(self) -> xr.Dataset:
-        """Variables `atoms` over (atom, feature), `mean` where there is one, and the history over iteration.
+        """Variables `atoms` over (atom, feature), `mean` and `group` where there are some, and the history.
 
         Examples
         --------
@@ -276,6 +301,8 @@ class Dictionary:
         dataset = self.history.assign(atoms=(("atom", "feature"), self.atoms))
         if self.mean is not None:
             dataset = dataset.assign(mean=("feature", self.mean))
+        if self.group_sizes:
+            dataset = dataset.assign(group=("atom", self.group))
         return dataset.assign_attrs(
             n_nonzero_coefs=-1 if self.n_nonzero_coefs is None else self.n_nonzero_coefs,
             encoder=self.encoder,
@@ -343,7 +370,7 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     """
     dataset = open_store(path, "dictionary", _NEEDED).load()
     k = dataset.attrs["n_nonzero_coefs"]
-    history = dataset.drop_vars(["atoms", "mean"], errors="ignore")
+    history = dataset.drop_vars(["atoms", "mean", "group"], errors="ignore")
     history.attrs = {}
     try:
         provenance = json.loads(dataset.attrs["provenance"])
@@ -353,6 +380,7 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
         dataset.atoms.values,
         None if k < 0 else k,
         mean=dataset["mean"].values if "mean" in dataset.data_vars else None,
+        group_sizes=np.bincount(dataset["group"].values).tolist() if "group" in dataset.data_vars else (),
         encoder=dataset.attrs["encoder"],
         nonnegative=bool(dataset.attrs["nonnegative"]),
         rtol=dataset.attrs["rtol"],

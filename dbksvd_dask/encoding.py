@@ -13,8 +13,9 @@ from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import Codes, Encoding, Pursuit, timed
+from dbksvd_dask.kernels.chunk import Codes, Encoding, timed
 from dbksvd_dask.kernels.gram import Panel, assemble_gram, gram_panel, panel_starts, panels_coherence
+from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.kernels.transfer import Transferable
 from dbksvd_dask.metrics import ErrorSums, atom_usage
 
@@ -29,7 +30,9 @@ class SharedDictionary(NamedTuple):
     gram: Any
     """`Gram`."""
     coherence: Any
-    """(m,) floats: that of the Gram matrix."""
+    """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other."""
+    near: Any
+    """(pairs, 2) integers: atoms i < j with ``|⟨d_i, d_j⟩|`` above `max_coherence`."""
     gram_seconds: Any
     """Task seconds that the Gram matrix took, by stage."""
 
@@ -62,10 +65,12 @@ class AtomVectors(Transferable):
 class Gram(Transferable):
     """``D Dᵀ``, and what it took."""
 
-    products: np.ndarray
-    """(m, m) floats."""
+    blocks: tuple[np.ndarray, ...]
+    """(m_g, m_g) floats for each group of atoms; one for all of them where there are no groups."""
     coherence: np.ndarray
-    """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other."""
+    """(m,) floats."""
+    near: np.ndarray
+    """(pairs, 2) integers."""
     seconds: dict[str, float]
     """Task seconds by stage."""
 
@@ -111,22 +116,31 @@ def add_seconds(first: dict[str, float], second: dict[str, float]) -> dict[str, 
     return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in first | second}
 
 
-def share_dictionary(atoms: np.ndarray, mean: np.ndarray | None) -> SharedDictionary:
+def share_dictionary(
+    atoms: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit, max_coherence: float | None = None
+) -> SharedDictionary:
     """A dictionary for all tasks of a graph, with its Gram matrix as a task of that graph.
 
     Parameters
     ----------
     atoms : (m, d) floats
     mean : (d,) floats or None
+    pursuit : Pursuit
+        That of those tasks; its groups say which parts of the Gram matrix they need.
+    max_coherence : float, optional
+        Note which atoms are nearer to each other.
     """
     # In the graph, through the scheduler: what is sent ahead to the workers cannot be made again when they die.
     shared = task(_wrap, atoms)
     starts = panel_starts(len(atoms))
     # Every worker needs the dictionary anyway; left to itself a cluster leaves all panels to the one that has it first.
-    panels = [task(_gram_panel, shared, i, home=home) for i, home in zip(starts, homes(len(starts)), strict=True)]
-    gram = task(_assemble_gram, panels)
-    coherence, seconds = task(_gram_facts, gram, outputs=2)
-    return SharedDictionary(shared, mean, gram, coherence, seconds)
+    panels = [
+        task(_gram_panel, shared, start, max_coherence, home=home)
+        for start, home in zip(starts, homes(len(starts)), strict=True)
+    ]
+    gram = task(_assemble_gram, panels, tuple(group.atoms for group in pursuit.groups(len(atoms))))
+    coherence, near, seconds = task(_gram_facts, gram, outputs=3)
+    return SharedDictionary(shared, mean, gram, coherence, near, seconds)
 
 
 def _wrap(atoms: np.ndarray) -> AtomVectors:
@@ -134,23 +148,25 @@ def _wrap(atoms: np.ndarray) -> AtomVectors:
 
 
 @single_threaded()
-def _gram_panel(atoms: AtomVectors, start: int) -> tuple[Panel, dict[str, float]]:
+def _gram_panel(atoms: AtomVectors, start: int, max_coherence: float | None) -> tuple[Panel, dict[str, float]]:
     seconds: dict[str, float] = {}
     with timed(seconds, "gram"):
-        panel = gram_panel(atoms.vectors, start)
+        panel = gram_panel(atoms.vectors, start, max_coherence)
     return panel, seconds
 
 
-def _assemble_gram(panels: list[tuple[Panel, dict[str, float]]]) -> Gram:
+def _assemble_gram(panels: list[tuple[Panel, dict[str, float]]], groups: tuple[slice, ...]) -> Gram:
     seconds = reduce(add_seconds, (panel_seconds for _, panel_seconds in panels))
     with timed(seconds, "gram"):
         products = assemble_gram([panel for panel, _ in panels])
+        blocks = tuple(np.ascontiguousarray(products[atoms, atoms]) for atoms in groups)
         coherence = panels_coherence([panel.largest for panel, _ in panels])
-    return Gram(products, coherence, seconds)
+        near = np.concatenate([panel.near for panel, _ in panels])
+    return Gram(blocks, coherence, near, seconds)
 
 
-def _gram_facts(gram: Gram) -> tuple[np.ndarray, dict[str, float]]:
-    return gram.coherence, gram.seconds
+def _gram_facts(gram: Gram) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    return gram.coherence, gram.near, gram.seconds
 
 
 def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> tuple[Lazy, Lazy]:
@@ -160,7 +176,7 @@ def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> t
 
 @single_threaded()
 def _encode(rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit) -> Codes:
-    return kernels.encode(rows, atoms.vectors, gram.products, mean, pursuit)
+    return kernels.encode(rows, atoms.vectors, gram.blocks, mean, pursuit)
 
 
 def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit: Pursuit) -> Delayed:
@@ -179,5 +195,5 @@ def _evaluate(
     # A large chunk by parts, so that its residual is never whole in memory.
     starts = range(0, len(rows[0]), ROWS_PER_TASK)
     parts = [rows] if len(rows) > 1 else [[rows[0][start : start + ROWS_PER_TASK]] for start in starts]
-    encodings = (kernels.encode_with_residual(part, atoms.vectors, gram.products, mean, pursuit) for part in parts)
+    encodings = (kernels.encode_with_residual(part, atoms.vectors, gram.blocks, mean, pursuit) for part in parts)
     return reduce(add, (EncodingStatistics.of(encoding, len(atoms.vectors)) for encoding in encodings))

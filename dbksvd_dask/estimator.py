@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from numbers import Integral, Real
@@ -26,13 +27,11 @@ from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import without_size_warning
 from dbksvd_dask.history import Iteration, history_dataset
-from dbksvd_dask.inputs import check_init, check_parameters, is_lazy, open_rows, refuse_second_argument
+from dbksvd_dask.inputs import check_parameters, is_lazy, known_atoms, open_rows, refuse_second_argument
 from dbksvd_dask.iteration import Update
-from dbksvd_dask.kernels.chunk import Pursuit
-from dbksvd_dask.training import Training, embeddings_mean, first_atoms, train
-
-SHARED_ATOMS = 2
-"""Atoms of an inner batch that a sample of positive coefficients uses on average; with five, errors rose."""
+from dbksvd_dask.kernels.pursuit import Pursuit
+from dbksvd_dask.matryoshka import group_sizes
+from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
 
 
 class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -54,21 +53,39 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     max_iter : int, default 40
         Iterations; each goes on in the data where the one before left off.
     inner_batch_size : int or None, default None
-        Atoms updated simultaneously; None for all of them, which needs the least communication, or with
-        ``nonnegative=True`` for ``2 n_components / n_nonzero_coefs``: where coefficients are positive, the atoms of a
-        sample would all make up for the same residual, and overshoot.
+        Atoms updated simultaneously; None for all of them, which needs the least communication.
     n_passes : int, default 2
-        Passes over the residual that the update of an inner batch takes.
+        Most passes over the residual that the update of an inner batch takes.
+    tol : float, default 0.0
+        Krylov tolerance: an atom takes no more passes when ``‖EᵀE v − θ v‖ ≤ tol θ``, where E is its error matrix, v
+        its best direction so far and θ the Ritz value of that; with ``solver="lanczos"``.
     solver : {"lanczos", "power"}, default "lanczos"
         What is made of the passes: the best vector of the Krylov space, or plain power iteration.
     init : {"samples", "random"} or (n_components, d) array, default "samples"
         The first dictionary: rows of the first outer batch (and of the next ones, if it does not hold enough different
         ones), uniformly random directions, or unit-norm atoms.
+    fixed_atoms : (f, d) array, optional
+        Unit-norm atoms that are known beforehand and stay as they are, to the last bit: the first f of the dictionary
+        (paper, section 5.4).
+    known_atoms : (g, d) array, optional
+        Unit-norm atoms that are known beforehand and are learned on from there: the next g. `init` is about the others.
     center : bool, default False
         Take the mean of the embeddings from each sample first. It costs one more pass over the data.
+    matryoshka : bool or sequence of int, default False
+        Learn the atoms in groups of these sizes, each fitted to what the groups before leave, with equal shares of
+        `n_nonzero_coefs`; where k does not divide, the first groups have one more (paper, section 4.2). True for groups
+        of 256, 256, 512, 1024, … atoms. What is learned is used as any other dictionary: `transform` and validation are
+        one pursuit over all atoms; ``dictionary_.encode(Y, group_wise=True)`` goes group by group.
+    flat_share : float, default 0.5
+        Share of the iterations of `fit`, the last ones, that are one pursuit over all atoms, where there are Matryoshka
+        groups: it wins back what the groups cost, and leaves the atoms nearly as different as they made them. 0 gives
+        the paper's algorithm, as does `partial_fit`.
     replace_unused : {"residual", "random"} or None, default "residual"
         What becomes of atoms that no sample of an outer batch uses: residual directions of the worst-reconstructed
         samples, random directions, or nothing.
+    max_coherence : float, optional
+        Of two atoms whose ``|cos|`` is above this, the one that fewer samples use is replaced like an unused one, and
+        its samples are left to the other.
     average : bool, default True
         Learn the average of the atoms over iterations, late ones weighing more [2]_, rather than the last atoms, which
         carry the noise of their batch. `fit` does without it where the data are one outer batch: iterations that see
@@ -132,10 +149,16 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "inner_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "n_passes": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
         "solver": [StrOptions({"lanczos", "power"})],
         "init": [StrOptions({"samples", "random"}), "array-like"],
+        "fixed_atoms": ["array-like", None],
+        "known_atoms": ["array-like", None],
         "center": ["boolean"],
+        "matryoshka": ["boolean", "array-like"],
+        "flat_share": [Interval(Real, 0, 1, closed="both")],
         "replace_unused": [StrOptions({"residual", "random"}), None],
+        "max_coherence": [Interval(Real, 0, 1, closed="neither"), None],
         "average": ["boolean"],
         "encoder": [StrOptions({"mp", "omp"})],
         "nonnegative": ["boolean"],
@@ -155,10 +178,16 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         max_iter: int = 40,
         inner_batch_size: int | None = None,
         n_passes: int = 2,
+        tol: float = 0.0,
         solver: Literal["lanczos", "power"] = "lanczos",
         init: Literal["samples", "random"] | np.ndarray = "samples",
+        fixed_atoms: np.ndarray | None = None,
+        known_atoms: np.ndarray | None = None,
         center: bool = False,
+        matryoshka: bool | Sequence[int] = False,
+        flat_share: float = 0.5,
         replace_unused: Literal["residual", "random"] | None = "residual",
+        max_coherence: float | None = None,
         average: bool = True,
         encoder: Literal["mp", "omp"] = "mp",
         nonnegative: bool = False,
@@ -174,10 +203,16 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.max_iter = max_iter
         self.inner_batch_size = inner_batch_size
         self.n_passes = n_passes
+        self.tol = tol
         self.solver = solver
         self.init = init
+        self.fixed_atoms = fixed_atoms
+        self.known_atoms = known_atoms
         self.center = center
+        self.matryoshka = matryoshka
+        self.flat_share = flat_share
         self.replace_unused = replace_unused
+        self.max_coherence = max_coherence
         self.average = average
         self.encoder = encoder
         self.nonnegative = nonnegative
@@ -231,11 +266,15 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             embeddings = open_rows(self, Y, reset=True)
             held_out = None if validation is None else open_rows(self, validation, reset=False, name="validation")
             check_parameters(self, len(embeddings))
-            self._begin(embeddings)
+            known = self._begin(embeddings)
             batches = self._batches(embeddings)
-            self._learned = LearnedAtoms.of(self._first_atoms(batches))
             # Where all iterations see one and the same batch, it has no noise to average away.
-            self._train(batches, held_out, self.max_iter, average=self.average and batches.n_batches > 1)
+            training = self._training(
+                average=self.average and batches.n_batches > 1,
+                first_flat=self.max_iter - round(self.flat_share * self.max_iter),
+            )
+            self._state = self._first_state(batches, known, training)
+            self._train(batches, held_out, training, self.max_iter)
         return self
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
@@ -269,16 +308,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         refuse_second_argument(y)
         self._validate_params()
-        fitted = hasattr(self, "_learned")
+        fitted = hasattr(self, "_state")
         with self._unchanged_unless_iterated():
             embeddings = open_rows(self, Y, reset=not fitted)
             check_parameters(self, len(embeddings), len(self.components_) if fitted else None)
             if not fitted:
-                self._begin(embeddings)
+                known = self._begin(embeddings)
             batches = self._batches(embeddings)
+            training = self._training(average=self.average)
             if not fitted:
-                self._learned = LearnedAtoms.of(self._first_atoms(batches))
-            self._train(batches, None, batches.n_batches, average=self.average)
+                self._state = self._first_state(batches, known, training)
+            self._train(batches, None, training, batches.n_batches)
         return self
 
     def transform(self, Y: Source) -> csr_array | SparseCodes:
@@ -362,7 +402,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._validate_params()
         embeddings = open_rows(self, Y, reset=False)
         check_parameters(self, len(embeddings), len(self.components_))
-        shared = share_dictionary(self.components_, self.mean_)
+        shared = share_dictionary(self.components_, self.mean_, self._pursuit)
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         statistics = evaluate_chunks(chunks, shared, self._pursuit)
         with without_size_warning():
@@ -372,7 +412,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def components_(self) -> np.ndarray:
         """The learned atoms, unit rows."""
         check_is_fitted(self)
-        return self._learned.average
+        return self._state.learned.average
 
     @property
     def dictionary_(self) -> Dictionary:
@@ -385,6 +425,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             encoder=self.encoder,
             nonnegative=self.nonnegative,
             rtol=self.rtol,
+            group_sizes=self._group_sizes,
             history=self.history_,
             provenance=self._provenance,
         )
@@ -417,41 +458,49 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self.__dict__.update(before)
             raise
 
-    def _begin(self, embeddings: xr.DataArray) -> None:
-        """Forget what was learned before, and set what stays the same while iterating."""
+    def _begin(self, embeddings: xr.DataArray) -> np.ndarray:
+        """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
         dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
         self._dtype = np.result_type(dtype, np.float32)
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self._iterations = []
         self._fitted_at: str | None = None
         self.n_iter_ = 0
+        known = known_atoms(self)
+        self._n_fixed = 0 if self.fixed_atoms is None else len(self.fixed_atoms)
         self.mean_ = embeddings_mean(embeddings.data, self._dtype) if self.center else None
+        return known
 
     @property
-    def _training(self) -> Training:
-        inner_batch_size = self.inner_batch_size
-        if inner_batch_size is None and self.nonnegative:
-            inner_batch_size = max(SHARED_ATOMS * self.n_components // self.n_nonzero_coefs, 1)
+    def _group_sizes(self) -> tuple[int, ...]:
+        return group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs))
+
+    def _training(self, average: bool, first_flat: int | None = None) -> Training:
         update = Update(
-            None if inner_batch_size is None else int(inner_batch_size),
+            None if self.inner_batch_size is None else int(self.inner_batch_size),
             int(self.n_passes),
             self.solver,
             self.replace_unused,
+            float(self.tol),
+            self.max_coherence,
+            self._n_fixed,
         )
-        return Training(self._pursuit, update, self.mean_, self._seed)
+        pursuit = replace(self._pursuit, group_sizes=self._group_sizes)
+        return Training(pursuit, update, self.mean_, self._seed, average, first_flat)
 
     def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
         return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
 
-    def _first_atoms(self, batches: OuterBatches) -> np.ndarray:
-        if isinstance(self.init, str):
-            return first_atoms(batches, int(self.n_components), self.init, self._dtype, self._training)
-        return check_init(self.init, (int(self.n_components), self.n_features_in_), self._dtype)
+    def _first_state(self, batches: OuterBatches, known: np.ndarray, training: Training) -> State:
+        init = self.init if isinstance(self.init, str) else "samples"
+        atoms = first_atoms(batches, int(self.n_components), init, known, training)
+        return State(LearnedAtoms.of(atoms), iteration=0, n_samples_seen=0)
 
-    def _train(self, batches: OuterBatches, validation: xr.DataArray | None, n_iterations: int, average: bool) -> None:
+    def _train(
+        self, batches: OuterBatches, validation: xr.DataArray | None, training: Training, n_iterations: int
+    ) -> None:
         held_out = None if validation is None else validation.data
-        seen = self._iterations[-1].n_samples_seen if self._iterations else 0
-        iterations = train(batches, held_out, self._training, self._learned, self.n_iter_, n_iterations, seen, average)
+        iterations = train(batches, held_out, training, self._state, n_iterations)
         parameters = self.get_params(deep=False).items()
         self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
         n_before = self.n_iter_
@@ -463,7 +512,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     callback.begin(self, n_iterations)
                     stack.callback(callback.end, self)
             try:
-                for self._learned, iteration in iterations:
+                for self._state, iteration in iterations:
                     self._iterations.append(iteration)
                     self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
                     self.n_iter_ += 1
@@ -484,7 +533,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             "parameters": self._parameters,
             "seed": self._seed,
             "n_iter": self.n_iter_,
-            "n_samples_seen": self._iterations[-1].n_samples_seen if self._iterations else 0,
+            "n_samples_seen": self._state.n_samples_seen,
             "stopped_by": getattr(self, "stopped_by_", None),
             "fitted_at": self._fitted_at,
             # Compiled code differs between instruction sets, and so do the last bits.

@@ -17,9 +17,9 @@ STAGES = ("wait", "read", "gram", "product", "pursuit", "residual", "statistics"
 class Iteration:
     """Figures of one iteration.
 
-    Training figures are those of its batch under the atoms that it began with, which are not averaged; validation
-    figures those of the held-out embeddings under the dictionary that is learned when it ends, averaged over iterations
-    where the fit does that.
+    Training figures are those of its batch under the atoms that it began with, which are not averaged; group by group
+    where there are Matryoshka groups. Validation figures are those of the held-out embeddings, by one pursuit over all
+    atoms, under the dictionary that is learned when it ends, averaged over iterations where the fit does that.
     """
 
     iteration: int
@@ -41,6 +41,8 @@ class Iteration:
     validation_l0: float
     n_unused_atoms: int
     """Atoms that no sample of the batch used."""
+    n_duplicate_atoms: int
+    """Atoms nearer than `max_coherence` to one that is used more, and replaced for it; 0 without `max_coherence`."""
     coherence: np.ndarray = field(metadata={"dims": ("quantile",)})
     """`QUANTILES` over the atoms of the largest |cos| with any other atom; the dictionary it began with."""
     seconds: float

@@ -8,7 +8,7 @@ import numpy as np
 _ROWS_AT_A_TIME = 1024
 
 
-def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
+def distinct_directions(rows: np.ndarray, count: int, known: np.ndarray | None = None) -> np.ndarray:
     """The first `count` different directions among the rows.
 
     Parameters
@@ -16,6 +16,8 @@ def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
     rows : (n, d) floats
         In order of preference; zero rows and rows equal to an earlier one, up to scale and sign, are passed over.
     count : int
+    known : (f, d) floats, optional
+        Unit rows; rows equal to one of these are passed over, too.
 
     Returns
     -------
@@ -30,7 +32,7 @@ def distinct_directions(rows: np.ndarray, count: int) -> np.ndarray:
     """
     chosen = np.empty((min(count, len(rows)), rows.shape[1]), rows.dtype)
     n_chosen = 0
-    seen: set[bytes] = set()
+    seen = set() if known is None else set(_keys(known))
     for start in range(0, len(rows), _ROWS_AT_A_TIME):
         directions = _unit_rows(rows[start : start + _ROWS_AT_A_TIME])
         for direction, key in zip(directions, _keys(directions), strict=True):

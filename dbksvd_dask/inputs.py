@@ -11,6 +11,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from dbksvd_dask.batches import Segment, check_finite
+from dbksvd_dask.bounds import welch_bound
 from dbksvd_dask.dictionary import check_atoms
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
@@ -81,12 +82,25 @@ def check_parameters(model: "DBKSVD", n_samples: int, n_learned: int | None = No
         raise ValueError(
             f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {model.dtype!r} instead."
         )
-    _ = model._pursuit  # refuses what does not go together
+    _ = model._pursuit, model._group_sizes  # refuse what does not go together
+    if model.max_coherence is not None:
+        _check_max_coherence(model, model.max_coherence)
     for callback in model.callbacks:
         if isinstance(callback, type):
             raise TypeError(f"callback {callback.__name__} is a class: pass an instance, {callback.__name__}()")
         if not callable(callback):
             raise TypeError(f"callback {callback!r} cannot be called: pass callables (model, iteration)")
+
+
+def _check_max_coherence(model: "DBKSVD", max_coherence: float) -> None:
+    if model.replace_unused is None:
+        raise ValueError("max_coherence replaces atoms, but replace_unused=None says that none is: set one of them")
+    m, d = model.n_components, model.n_features_in_
+    if max_coherence <= welch_bound(m, d):
+        raise ValueError(
+            f"max_coherence={max_coherence} is below what any {m} atoms over {d} features can have, "
+            f"{welch_bound(m, d):.3g} (Welch): raise it"
+        )
 
 
 def refuse_second_argument(y: Any) -> None:
@@ -96,29 +110,61 @@ def refuse_second_argument(y: Any) -> None:
         raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
 
 
-def check_init(init: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """A first dictionary that somebody has made: unit rows, as different as can be.
+def known_atoms(model: "DBKSVD") -> np.ndarray:
+    """The atoms that `fixed_atoms`, `known_atoms` and `init` give, checked: (≤ n_components, d) floats, unit rows."""
+    m, d, dtype = int(model.n_components), model.n_features_in_, model._dtype
+    given = [np.empty((0, d), dtype)]
+    for name in ("fixed_atoms", "known_atoms"):
+        atoms = getattr(model, name)
+        if atoms is not None:
+            atoms = _unit_atoms(atoms, name, dtype)
+            n_given = sum(map(len, given))
+            if atoms.shape[1] != d or len(atoms) > m - n_given:
+                raise ValueError(
+                    f"{name} has shape {atoms.shape}, but n_components and the features of Y leave room for "
+                    f"{m - n_given} atoms over {d} features"
+                )
+            given.append(atoms)
+    if model.fixed_atoms is not None and len(given[1]) == m:
+        raise ValueError(f"fixed_atoms are all {m} atoms of n_components: nothing is left to learn")
+    names = [name for name in ("fixed_atoms", "known_atoms") if getattr(model, name) is not None]
+    if not isinstance(model.init, str):
+        atoms = _unit_atoms(model.init, "init", dtype)
+        shape = m - sum(map(len, given)), d
+        if atoms.shape != shape:
+            others = f" besides {' and '.join(names)}" if names else ""
+            raise ValueError(
+                f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}{others}"
+            )
+        given.append(atoms)
+        names.append("init")
+    together = np.concatenate(given)
+    _check_rank(together, " with ".join(names))
+    return together
 
-    Parameters
-    ----------
-    init : (m, d) floats
-    shape : tuple of int
-        (m, d) as they should be.
-    dtype : float32 or float64
-        That of the computation.
-    """
-    atoms = check_atoms(init, "init").astype(dtype)
-    if atoms.shape != shape:
-        raise ValueError(f"init has shape {atoms.shape}: n_components and the features of Y make it {shape}")
+
+def _unit_atoms(atoms: Any, name: str, dtype: np.dtype) -> np.ndarray:
+    """Unit rows in the precision of the computation."""
+    atoms = check_atoms(atoms, name)
+    norms = np.linalg.norm(atoms.astype(np.float64), axis=1, keepdims=True)
+    # What is of unit norm to rounding stays as it is, to the last bit.
+    norms[np.abs(norms - 1) <= 4 * np.finfo(dtype).eps] = 1
+    return (atoms / norms).astype(dtype)
+
+
+def _check_rank(atoms: np.ndarray, name: str) -> None:
+    """Refuse atoms that are not as different as can be."""
+    smaller = min(atoms.shape)
+    if smaller == 0:
+        return
     # Eigenvalues of the Gram matrix of the shorter side are the squared singular values. In float64 throughout: those
     # of a learned dictionary reach down to where float32 would have nothing but rounding.
     exact = atoms.astype(np.float64)
-    eigenvalues = np.linalg.eigvalsh(exact.T @ exact if shape[0] > shape[1] else exact @ exact.T)
-    rounding = max(min(shape) * np.finfo(np.float64).eps, (16 * np.finfo(dtype).eps) ** 2)
+    eigenvalues = np.linalg.eigvalsh(exact.T @ exact if atoms.shape[0] > atoms.shape[1] else exact @ exact.T)
+    rounding = max(smaller * np.finfo(np.float64).eps, (16 * np.finfo(atoms.dtype).eps) ** 2)
     rank = np.count_nonzero(eigenvalues > rounding * eigenvalues[-1])
-    if rank < min(shape):
+    if rank < smaller:
         raise ValueError(
-            f"init has rank {rank}, but {shape[0]} atoms over {shape[1]} features should have {min(shape)}: "
+            f"{name} has rank {rank}, but {atoms.shape[0]} atoms over {atoms.shape[1]} features should have {smaller}: "
             "some of its atoms depend on the others"
         )
-    return atoms / np.linalg.norm(atoms, axis=1, keepdims=True)

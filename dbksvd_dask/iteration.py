@@ -4,29 +4,23 @@ Every task is a pure function of its inputs, and sums over chunks are trees of f
 computed again, and the result is the same bits on any number of workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from dask.delayed import Delayed
 
-from dbksvd_dask.encoding import (
-    AtomVectors,
-    EncodingStatistics,
-    Gram,
-    SharedDictionary,
-    add_seconds,
-)
+from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, Gram, SharedDictionary, add_seconds
 from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
-from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.kernels import chunk as kernels
-from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels import coupling, cpu, passes
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import EncodedChunk, Pursuit, timed
+from dbksvd_dask.kernels.chunk import EncodedChunk, timed
+from dbksvd_dask.kernels.pursuit import Group, Pursuit
 from dbksvd_dask.metrics import relative_errors
+from dbksvd_dask.replacement import replace_atoms
 
 _ORDER, _REPLACEMENT = 0, 1  # what a random stream of an iteration is for
 
@@ -38,11 +32,17 @@ class Update:
     inner_batch_size: int | None = None
     """Atoms updated simultaneously; None for all of them."""
     n_passes: int = 2
-    """Passes over the residual for each inner batch: applications of ``E_jᵀE_j`` to one vector of each atom."""
+    """Most passes over the residual for each inner batch: applications of ``E_jᵀE_j`` to one vector of each atom."""
     solver: Literal["lanczos", "power"] = "lanczos"
     """What is made of the passes: the best vector of the Krylov space, or plain power iteration."""
     replace_unused: Literal["residual", "random"] | None = "residual"
     """What becomes of atoms without a user: a residual direction, a random direction, or nothing."""
+    tol: float = 0.0
+    """An atom takes no more passes when ``‖E_jᵀE_j v − θ v‖ ≤ tol θ``; with the Lanczos solver."""
+    max_coherence: float | None = None
+    """Of atoms nearer to each other than this, the less used one is replaced as well."""
+    n_fixed: int = 0
+    """So many first atoms stay as they are."""
 
 
 class IterationTasks(NamedTuple):
@@ -52,17 +52,10 @@ class IterationTasks(NamedTuple):
     """(m, d) floats: the new dictionary."""
     statistics: Delayed
     """`EncodingStatistics` of the batch under the dictionary that the iteration began with."""
+    n_duplicates: Delayed
+    """Atoms that were replaced for being near to another one."""
     update_seconds: Delayed
     """Task seconds of the update, by stage."""
-
-
-class WorstSamples(NamedTuple):
-    """The samples of a batch whose residuals may become atoms."""
-
-    rows: list[np.ndarray]
-    """Which rows of each chunk, in ascending order."""
-    order: np.ndarray
-    """What puts those rows, chunk after chunk, in order from the worst on."""
 
 
 def iterate(
@@ -86,8 +79,10 @@ def iterate(
     seed : sequence of int
         For the order of the inner batches and for random directions; another one for each iteration.
     """
-    size = update.inner_batch_size or n_atoms
-    all_at_once = size >= n_atoms
+    groups = pursuit.groups(n_atoms)
+    largest = max(group.atoms.stop - group.atoms.start for group in groups)
+    size = update.inner_batch_size or largest
+    all_at_once = size >= largest
     states, statistics, errors, first_passes = zip(
         *(
             task(_encode, rows, *dictionary[:3], pursuit, all_at_once, outputs=4, home=home)
@@ -97,70 +92,125 @@ def iterate(
     )
     batch_statistics = tree_sum(statistics)
     if all_at_once:
-        new = _update_atoms(states, np.arange(n_atoms), n_atoms, dictionary.atoms, tree_sum(first_passes), update)
+        new = _update_all(states, dictionary.atoms, groups, tree_sum(first_passes), update)
     else:
         order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
-        new = _update_in_inner_batches(states, dictionary.atoms, order, size, pursuit.nonnegative, update)
-    worst, residuals = None, []
-    if update.replace_unused == "residual":
-        worst = task(_worst_samples, list(errors), batch_statistics)
-        residuals = [task(_residuals, state, worst, chunk, home=state.home) for chunk, state in enumerate(states)]
-    replacement = update.replace_unused, worst, residuals, seed
-    atoms, seconds = task(_replace_unused, new, batch_statistics, *replacement, outputs=2)
-    return IterationTasks(*delayed_of(atoms, batch_statistics, seconds))
+        order = order[order >= update.n_fixed]
+        new = _update_in_inner_batches(states, dictionary.atoms, order, groups, size, pursuit, update)
+    atoms, n_duplicates, seconds = replace_atoms(
+        new,
+        dictionary,
+        update.replace_unused,
+        update.n_fixed,
+        batch_statistics,
+        list(errors),
+        states,
+        [*seed, _REPLACEMENT],
+    )
+    return IterationTasks(*delayed_of(atoms, batch_statistics, n_duplicates, seconds))
+
+
+def _update_all(states: Sequence[Lazy], atoms: Any, groups: Sequence[Group], first_pass: Lazy, update: Update) -> Lazy:
+    """`AtomVectors` of all new atoms at once: those of each group from the residual that it leaves."""
+
+    def pass_over(directions: Any) -> Lazy:
+        parts = [task(_pass_for_all, state, groups, atoms, directions, home=state.home) for state in states]
+        return tree_sum(parts)
+
+    new = _new_vectors(pass_over, atoms, first_pass, update)
+    sums = tree_sum([task(_code_sums, state, atoms, home=state.home) for state in states])
+    products = tree_sum([task(coupling.coupling_products, state, sums, groups, home=state.home) for state in states])
+    return task(_move_together, atoms, new, sums, products, groups)
 
 
 def _update_in_inner_batches(
-    states: Sequence[Lazy], atoms: Any, order: np.ndarray, size: int, nonnegative: bool, update: Update
+    states: Sequence[Lazy],
+    atoms: Any,
+    order: np.ndarray,
+    groups: Sequence[Group],
+    size: int,
+    pursuit: Pursuit,
+    update: Update,
 ) -> Lazy:
-    """`AtomVectors` of the new dictionary, inner batch by inner batch (paper, section 4.1)."""
-    n_atoms = len(order)
-    batches = [order[i : i + size] for i in range(0, n_atoms, size)]
-    updated = []
-    for batch in batches:
-        old = task(_take, atoms, batch)
-        first_pass = tree_sum(_passes(states, batch, n_atoms, old, old))
-        new = _update_atoms(states, batch, n_atoms, old, first_pass, update)
-        updated.append(new)
-        if batch is not batches[-1]:  # the codes are computed anew in the next iteration
-            states = [
-                task(_project_in_turn, state, batch, n_atoms, old, new, nonnegative, home=state.home)
-                for state in states
-            ]
-    return task(_join, order, updated)
+    """`AtomVectors` of the new dictionary, group by group and in each inner batch by inner batch (paper, 4.1, 4.2)."""
+    if len(groups) > 1:
+        states = [task(_back_to_first_group, state, atoms, groups, home=state.home) for state in states]
+    batches, updated = [], []
+    for group in groups:
+        if group is not groups[0]:
+            states = [task(_enter_group, state, atoms, group, home=state.home) for state in states]
+        members = order[(group.atoms.start <= order) & (order < group.atoms.stop)]
+        for batch in (members[i : i + size] for i in range(0, len(members), size)):
+            old = task(_take, atoms, batch)
+            new = _update_inner_batch(states, batch, len(order) + update.n_fixed, old, update)
+            batches.append(batch)
+            updated.append(new)
+            # The last of these are never made: nothing needs them.
+            projection = batch, len(order) + update.n_fixed, old, new, pursuit.nonnegative
+            states = [task(_project_in_turn, state, *projection, home=state.home) for state in states]
+    return task(_join, atoms, batches, updated)
 
 
-def _update_atoms(
-    states: Sequence[Lazy], batch: np.ndarray, n_atoms: int, old: Any, first_pass: Lazy, update: Update
-) -> Lazy:
+def _update_inner_batch(states: Sequence[Lazy], batch: np.ndarray, n_atoms: int, old: Lazy, update: Update) -> Lazy:
     """`AtomVectors` of the new atoms of one inner batch, all from the same dictionary, codes and residual."""
+
+    def pass_over(directions: Any) -> Lazy:
+        return tree_sum(
+            [task(_pass_for_batch, state, batch, n_atoms, old, directions, home=state.home) for state in states]
+        )
+
+    return _new_vectors(pass_over, old, pass_over(old), update)
+
+
+def _new_vectors(pass_over: Callable[[Any], Lazy], old: Any, first_pass: Lazy, update: Update) -> Lazy:
+    """`AtomVectors` of the new atoms from passes over the residual, of which the first is made."""
     basis, products = [old], [first_pass]
     for _ in range(update.n_passes - 1):
         if update.solver == "lanczos":
-            basis.append(task(_next_direction, basis, products[-1]))
+            basis.append(task(_next_direction, basis, products, update.tol))
         else:
             basis, products = [task(_new_atoms, basis, products, old)], []
-        products.append(tree_sum(_passes(states, batch, n_atoms, old, basis[-1])))
+        products.append(pass_over(basis[-1]))
     return task(_new_atoms, basis, products, old)
-
-
-def _passes(states: Sequence[Lazy], batch: np.ndarray, n_atoms: int, old: Any, direction: Any) -> list[Lazy]:
-    return [task(_atom_pass, state, batch, n_atoms, old, direction, home=state.home) for state in states]
 
 
 @single_threaded()
 def _encode(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit, with_first_pass: bool
 ) -> tuple[EncodedChunk, EncodingStatistics, np.ndarray, AtomVectors | None]:
-    encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.products, mean, pursuit)
+    encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.blocks, mean, pursuit)
     statistics = EncodingStatistics.of(encoding, len(atoms.vectors))
     errors = relative_errors(encoding.squared_norms, encoding.chunk.residual)
     if not with_first_pass:
         return encoding.chunk, statistics, errors, None
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        sums = kernels.first_pass(encoding, atoms.vectors)
+        sums = passes.first_pass(encoding, atoms.vectors, pursuit.groups(len(atoms.vectors)))
     return encoding.chunk, statistics, errors, AtomVectors(sums, seconds)
+
+
+@single_threaded()
+def _pass_for_all(
+    state: EncodedChunk, groups: Sequence[Group], atoms: AtomVectors, directions: AtomVectors
+) -> AtomVectors:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "update"):
+        sums = np.empty_like(atoms.vectors)
+        for group, chunk in passes.group_by_group(state, atoms.vectors, groups):
+            places = _places(np.arange(group.atoms.start, group.atoms.stop), len(sums))
+            vectors = atoms.vectors[group.atoms], directions.vectors[group.atoms]
+            sums[group.atoms] = passes.atom_pass(chunk, places, *vectors)
+    return AtomVectors(sums, seconds)
+
+
+@single_threaded()
+def _pass_for_batch(
+    state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, directions: AtomVectors
+) -> AtomVectors:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "update"):
+        sums = passes.atom_pass(state, _places(batch, n_atoms), old.vectors, directions.vectors)
+    return AtomVectors(sums, seconds)
 
 
 def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
@@ -170,30 +220,11 @@ def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
     return places
 
 
-def _take(atoms: AtomVectors, batch: np.ndarray) -> AtomVectors:
-    return AtomVectors(atoms.vectors[batch])
-
-
-def _join(order: np.ndarray, updated: list[AtomVectors]) -> AtomVectors:
-    atoms = np.concatenate([new.vectors for new in updated])
-    atoms[order] = atoms.copy()
-    return AtomVectors(atoms, reduce(add_seconds, (new.seconds for new in updated)))
-
-
-@single_threaded()
-def _atom_pass(
-    state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, direction: AtomVectors
-) -> AtomVectors:
+def _next_direction(basis: list[AtomVectors], products: list[AtomVectors], tol: float) -> AtomVectors:
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        sums = kernels.atom_pass(state, _places(batch, n_atoms), old.vectors, direction.vectors)
-    return AtomVectors(sums, seconds)
-
-
-def _next_direction(basis: list[AtomVectors], product: AtomVectors) -> AtomVectors:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "update"):
-        direction = cpu.next_direction(tuple(q.vectors for q in basis), product.vectors)
+        krylov = tuple(q.vectors for q in basis), tuple(product.vectors for product in products)
+        direction = cpu.next_direction(*krylov, tol)
     return AtomVectors(direction, seconds)
 
 
@@ -206,44 +237,41 @@ def _new_atoms(basis: list[AtomVectors], products: list[AtomVectors], old: AtomV
     return AtomVectors(atoms, seconds)
 
 
+def _code_sums(state: EncodedChunk, atoms: AtomVectors) -> np.ndarray:
+    return coupling.code_sums(state, len(atoms.vectors))
+
+
+def _move_together(
+    old: AtomVectors, new: AtomVectors, sums: np.ndarray, products: np.ndarray, groups: Sequence[Group]
+) -> AtomVectors:
+    seconds = dict(new.seconds)
+    with timed(seconds, "update"):
+        atoms = coupling.move_together(old.vectors, new.vectors, sums, products, groups)
+    return AtomVectors(atoms, seconds)
+
+
+def _take(atoms: AtomVectors, batch: np.ndarray) -> AtomVectors:
+    return AtomVectors(atoms.vectors[batch])
+
+
+def _join(atoms: AtomVectors, batches: list[np.ndarray], updated: list[AtomVectors]) -> AtomVectors:
+    vectors = atoms.vectors.copy()
+    for batch, new in zip(batches, updated, strict=True):
+        vectors[batch] = new.vectors
+    return AtomVectors(vectors, reduce(add_seconds, (new.seconds for new in updated)))
+
+
 def _project_in_turn(
     state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, new: AtomVectors, nonnegative: bool
 ) -> EncodedChunk:
-    return kernels.project_in_turn(state, _places(batch, n_atoms), old.vectors, new.vectors, nonnegative)
+    return passes.project_in_turn(state, _places(batch, n_atoms), old.vectors, new.vectors, nonnegative)
 
 
-def _worst_samples(errors: list[np.ndarray], statistics: EncodingStatistics) -> WorstSamples:
-    """A batch's worst samples: twice as many as there are unused atoms, since some may be the same direction."""
-    worst = np.argsort(-np.concatenate(errors), kind="stable")[: 2 * statistics.n_unused]
-    rows = np.sort(worst)
-    starts = np.cumsum([0, *map(len, errors)])
-    places = np.searchsorted(rows, starts)
-    per_chunk = [rows[a:b] - start for (a, b), start in zip(pairwise(places), starts[:-1], strict=True)]
-    return WorstSamples(per_chunk, np.searchsorted(rows, worst))
+def _back_to_first_group(state: EncodedChunk, atoms: AtomVectors, groups: Sequence[Group]) -> EncodedChunk:
+    """The chunk with the residual that the first group leaves."""
+    return passes.with_contributions(state, atoms.vectors, slice(groups[0].slots.stop, None), sign=-1)
 
 
-def _residuals(state: EncodedChunk, worst: WorstSamples, chunk: int) -> np.ndarray:
-    return state.residual[worst.rows[chunk]]
-
-
-def _replace_unused(
-    new: AtomVectors,
-    statistics: EncodingStatistics,
-    replace: str | None,
-    worst: WorstSamples | None,
-    residuals: list[np.ndarray],
-    seed: Sequence[int],
-) -> tuple[np.ndarray, dict[str, float]]:
-    """The new dictionary with its unused atoms replaced, and the task seconds of the update."""
-    seconds = dict(new.seconds)
-    if replace is None or statistics.n_unused == 0:
-        return new.vectors, seconds
-    with timed(seconds, "update"):
-        unused = np.flatnonzero(statistics.usage == 0)
-        atoms = new.vectors.copy()
-        if worst is None:
-            directions = random_directions(len(unused), atoms.shape[1], atoms.dtype, [*seed, _REPLACEMENT])
-        else:
-            directions = distinct_directions(np.concatenate(residuals)[worst.order], len(unused))
-        atoms[unused[: len(directions)]] = directions
-    return atoms, seconds
+def _enter_group(state: EncodedChunk, atoms: AtomVectors, group: Group) -> EncodedChunk:
+    """The chunk with the residual that this group leaves, from that of the one before."""
+    return passes.with_contributions(state, atoms.vectors, group.slots, sign=1)

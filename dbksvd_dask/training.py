@@ -4,7 +4,8 @@ import contextvars
 import logging
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import reduce
 from time import perf_counter
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from dbksvd_dask.history import QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import Pursuit
+from dbksvd_dask.kernels.pursuit import Pursuit
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +35,39 @@ class Training:
     """What stays the same over a fit."""
 
     pursuit: Pursuit
+    """With the Matryoshka groups, where there are some."""
     update: Update
     mean: np.ndarray | None
     """(d,) floats taken from the rows first."""
     seed: int
+    average: bool
+    """Whether the atoms are averaged over iterations."""
+    first_flat: int | None = None
+    """The iteration from which on groups no longer take turns; None for never."""
+
+    @property
+    def flat(self) -> Pursuit:
+        """One pursuit over all atoms, as the dictionary will be used."""
+        return replace(self.pursuit, group_sizes=())
+
+    def pursuit_of(self, iteration: int) -> Pursuit:
+        """How the batch of an iteration is encoded."""
+        return self.pursuit if self.first_flat is None or iteration < self.first_flat else self.flat
+
+
+class State(NamedTuple):
+    """What an iteration takes over from the one before: all that has to be kept to go on."""
+
+    learned: LearnedAtoms
+    iteration: int
+    """The next one; random choices follow from it and the seed."""
+    n_samples_seen: int
 
 
 def train(
-    batches: OuterBatches,
-    validation: da.Array | None,
-    training: Training,
-    learned: LearnedAtoms,
-    first_iteration: int,
-    n_iterations: int,
-    n_samples_seen: int,
-    average: bool,
-) -> Generator[tuple[LearnedAtoms, Iteration]]:
-    """Iterate, and yield what is learned and what happened after each iteration.
-
-    The lineage ends with the iteration: the driver holds the atoms and the number of the iteration, and random
-    choices follow from that number and the seed.
+    batches: OuterBatches, validation: da.Array | None, training: Training, state: State, n_iterations: int
+) -> Generator[tuple[State, Iteration]]:
+    """Iterate, and yield the state and what happened after each iteration.
 
     Parameters
     ----------
@@ -61,34 +75,81 @@ def train(
     validation : dask.array.Array or None
         (n, d) held-out embeddings.
     training : Training
-    learned : LearnedAtoms
+    state : State
         What to begin with.
-    first_iteration, n_iterations : int
-    n_samples_seen : int
-        Before the first iteration.
-    average : bool
-        Average the atoms over iterations.
+    n_iterations : int
     """
-    last = first_iteration + n_iterations - 1
-    with single_threaded(), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        held_out = None if validation is None else _read_now(validation)
-        upcoming = _persist_ahead(reader, batches, first_iteration)
-        for iteration in range(first_iteration, last + 1):
+    with single_threaded():
+        held_out = read_validation(validation)
+        with closing(read_ahead(batches, state.iteration, n_iterations)) as reading:
+            for chunks, wait in reading:
+                state, record = advance(chunks, wait, held_out, training, state)
+                del chunks
+                error, seconds = record.train_relative_error, record.seconds
+                logger.info("iteration %d: relative error %.4f, %.2f s", record.iteration, error, seconds)
+                yield state, record
+
+
+def read_validation(embeddings: da.Array | None) -> tuple[Delayed, ...] | None:
+    """All held-out rows, where the tasks run; a row that is not finite is an error here."""
+    if embeddings is None:
+        return None
+    everything = OuterBatches(embeddings, len(embeddings), None, seed=0, name="validation")
+    chunks = dask.persist(*everything.read(0))
+    dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
+    return chunks
+
+
+def read_ahead(batches: OuterBatches, first: int, n_iterations: int) -> Generator[tuple[Sequence[Delayed], float]]:
+    """The rows of the batch of each iteration, and the seconds that the driver waited for them.
+
+    The next batch is read while something else is computed: on the cluster, or in a thread beside the local scheduler.
+    """
+    context = contextvars.copy_context()  # holds which client is the current one
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+
+        def begin(iteration: int) -> Future:
+            return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
+
+        upcoming = begin(first)
+        for iteration in range(first, first + n_iterations):
             start = perf_counter()
             chunks = upcoming.result()
             wait = perf_counter() - start
-            if iteration < last:
-                upcoming = _persist_ahead(reader, batches, iteration + 1)
-            outcome = _iterate_now(chunks, learned.latest, training, iteration)
+            if iteration + 1 < first + n_iterations:
+                upcoming = begin(iteration + 1)
+            yield chunks, wait
             del chunks
-            learned = learned.averaged_with(outcome.atoms) if average else LearnedAtoms.of(outcome.atoms)
-            validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
-            n_samples_seen += outcome.batch.errors.n_samples
-            record = _record(iteration, n_samples_seen, outcome, validated, wait, perf_counter() - start)
-            logger.info(
-                "iteration %d: relative error %.4f, %.2f s", iteration, record.train_relative_error, record.seconds
-            )
-            yield learned, record
+
+
+def advance(
+    chunks: Sequence[Delayed],
+    wait: float,
+    held_out: Sequence[Delayed] | None,
+    training: Training,
+    state: State,
+) -> tuple[State, Iteration]:
+    """One iteration on one outer batch.
+
+    Parameters
+    ----------
+    chunks : sequence of Delayed
+        Its rows.
+    wait : float
+        Seconds that it took to get them.
+    held_out : sequence of Delayed or None
+        Rows to validate with.
+    training : Training
+    state : State
+    """
+    start = perf_counter()
+    outcome = _iterate_now(chunks, state.learned.latest, training, state.iteration)
+    atoms = outcome.atoms
+    learned = state.learned.averaged_with(atoms) if training.average else LearnedAtoms.of(atoms)
+    validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
+    seen = state.n_samples_seen + outcome.batch.errors.n_samples
+    record = _record(state.iteration, seen, outcome, validated, wait, wait + perf_counter() - start)
+    return State(learned, state.iteration + 1, seen), record
 
 
 class _Outcome(NamedTuple):
@@ -98,6 +159,8 @@ class _Outcome(NamedTuple):
     """(m, d) floats: the new dictionary."""
     batch: EncodingStatistics
     """Of the outer batch, under the dictionary that the iteration began with."""
+    n_duplicates: int
+    """Atoms that were replaced for being near to another one."""
     coherence: np.ndarray
     """(m,) floats: that of the dictionary that the iteration began with."""
     stage_seconds: dict[str, float]
@@ -105,35 +168,22 @@ class _Outcome(NamedTuple):
 
 def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
     """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
-    dictionary = share_dictionary(atoms, training.mean)
+    pursuit = training.pursuit_of(iteration)
+    dictionary = share_dictionary(atoms, training.mean, pursuit, training.update.max_coherence)
     seed = [training.seed, _ITERATION, iteration]
-    tasks = iterate(chunks, dictionary, len(atoms), training.pursuit, training.update, seed)
+    tasks = iterate(chunks, dictionary, len(atoms), pursuit, training.update, seed)
     facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
     with without_size_warning():
-        (new, batch, update_seconds), (coherence, gram_seconds) = dask.compute(tasks, facts)
+        (new, batch, n_duplicates, update_seconds), (coherence, gram_seconds) = dask.compute(tasks, facts)
     seconds = reduce(add_seconds, [batch.seconds, update_seconds, gram_seconds])
     # What comes from a worker begins at any byte, with which NumPy and numba compute other last bits.
-    return _Outcome(np.require(new, requirements=["C", "A"]), batch, coherence, seconds)
+    return _Outcome(np.require(new, requirements=["C", "A"]), batch, n_duplicates, coherence, seconds)
 
 
 def _evaluate_now(held_out: Sequence[Delayed], atoms: np.ndarray, training: Training) -> EncodingStatistics:
-    dictionary = share_dictionary(atoms, training.mean)
+    dictionary = share_dictionary(atoms, training.mean, training.flat)
     with without_size_warning():
-        return evaluate_chunks(held_out, dictionary, training.pursuit).compute()
-
-
-def _read_now(embeddings: da.Array) -> tuple[Delayed, ...]:
-    """All rows, where the tasks run; a row that is not finite is an error here."""
-    everything = OuterBatches(embeddings, len(embeddings), None, seed=0, name="validation")
-    chunks = dask.persist(*everything.read(0))
-    dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
-    return chunks
-
-
-def _persist_ahead(reader: ThreadPoolExecutor, batches: OuterBatches, iteration: int) -> Future:
-    """Read a batch while something else is computed: on the cluster, or in a thread beside the local scheduler."""
-    context = contextvars.copy_context()  # holds which client is the current one
-    return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
+        return evaluate_chunks(held_out, dictionary, training.flat).compute()
 
 
 def _record(
@@ -155,6 +205,7 @@ def _record(
         *_figures(outcome.batch),
         *validation,
         n_unused_atoms=outcome.batch.n_unused,
+        n_duplicate_atoms=outcome.n_duplicates,
         coherence=np.quantile(outcome.coherence, QUANTILES),
         seconds=seconds,
         stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
@@ -166,15 +217,16 @@ def _figures(statistics: EncodingStatistics) -> tuple[float, float, float, float
     return errors.relative_error, errors.variance_explained, errors.variance_explained_per_feature, statistics.l0
 
 
-def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype, training: Training) -> np.ndarray:
-    """The dictionary to begin with: rows of the first batches, or random directions.
+def first_atoms(batches: OuterBatches, n_atoms: int, init: str, known: np.ndarray, training: Training) -> np.ndarray:
+    """The dictionary to begin with: what is known of it, then rows of the first batches, or random directions.
 
     Parameters
     ----------
     batches : OuterBatches
     n_atoms : int
     init : "samples" or "random"
-    dtype : float32 or float64
+    known : (f, d) floats
+        Atoms known beforehand, in the precision of the computation.
     training : Training
 
     Returns
@@ -182,22 +234,26 @@ def first_atoms(batches: OuterBatches, n_atoms: int, init: str, dtype: np.dtype,
     (m, d) floats
         Unit rows. Data rows are different directions; random ones stand in where the batches do not hold enough.
     """
-    seed = [training.seed, _INIT]
-    n_features = batches.embeddings.shape[1]
-    if init == "random":
-        return random_directions(n_atoms, n_features, dtype, seed)
+    missing = n_atoms - len(known)
+    directions = known[:0] if init == "random" or missing == 0 else _data_directions(batches, missing, known, training)
+    others = random_directions(missing - len(directions), known.shape[1], known.dtype, [training.seed, _INIT])
+    return np.concatenate([known, directions, others])
+
+
+def _data_directions(batches: OuterBatches, count: int, known: np.ndarray, training: Training) -> np.ndarray:
+    """Different directions of rows drawn from the first batches: (≤ count, d) floats."""
     # More rows than atoms, and from as many batches as it takes: zero rows and repeated tokens are passed over.
-    rng = np.random.default_rng(seed)
-    rows = directions = np.empty((0, n_features), dtype)
+    rng = np.random.default_rng([training.seed, _INIT])
+    rows = directions = known[:0]
     for number in range(batches.first_iteration, batches.first_iteration + batches.n_batches):
-        chosen = rng.permutation(batches.size(number))[: 2 * n_atoms]
-        more = _rows_of_chunks(batches.read(number), chosen).astype(dtype)
+        chosen = rng.permutation(batches.size(number))[: 2 * count]
+        more = _rows_of_chunks(batches.read(number), chosen).astype(known.dtype)
         rows = np.concatenate([rows, more if training.mean is None else more - training.mean])
-        if len(rows) >= n_atoms:
-            directions = distinct_directions(rows, n_atoms)
-        if len(directions) == n_atoms:
-            return directions
-    return np.concatenate([directions, random_directions(n_atoms - len(directions), n_features, dtype, seed)])
+        if len(rows) >= count:
+            directions = distinct_directions(rows, count, known)
+        if len(directions) == count:
+            break
+    return directions
 
 
 def _rows_of_chunks(chunks: list[Delayed], chosen: np.ndarray) -> np.ndarray:

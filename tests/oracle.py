@@ -195,6 +195,25 @@ def update(Y, D, indices, values, batches, new_atom, nonnegative=False):
     return D, values, R
 
 
+def move_together(old, new, X):
+    """Where all atoms at once would overshoot along the sums of their codes: that part of the step, divided by λ.
+
+    λ = uᵀ C u with C = N^(−1/2) XᵀX N^(−1/2), N = Σ_i x_ij², and u ∝ N^(−1/2) Σ_i x_ij.
+    """
+    used = np.any(X, axis=0)
+    X, step = X[:, used], (new - old)[used]
+    roots = np.sqrt(np.sum(X**2, axis=0))
+    u = X.sum(axis=0) / roots
+    u = u / (np.linalg.norm(u) or 1.0)
+    overshoot = np.sum((X / roots @ u) ** 2)
+    if overshoot <= 1:
+        return new
+    along = np.outer(u, u @ (roots[:, np.newaxis] * step)) / roots[:, np.newaxis]
+    moved = new.copy()
+    moved[used] = unit_rows(old[used] + step - (1 - 1 / overshoot) * along)
+    return moved
+
+
 def inner_batches(n_atoms, size, seed):
     """The order in which an iteration takes the atoms; all at once without a size."""
     if size is None:
@@ -212,6 +231,8 @@ def iteration(Y, D, k, *, encoder="mp", nonnegative=False, rtol=0.0, solver="lan
     solve = {"lanczos": krylov_atom, "power": power_atom}[solver]
     batches = inner_batches(len(D), size, seed)
     new, _, _ = update(Y, D, codes.indices, codes.values, batches, lambda E, d: solve(E, d, n_passes), nonnegative)
+    if len(batches) == 1:
+        new = move_together(np.asarray(D, np.float64), new, dense(codes.indices, codes.values, len(D)))
     return codes, new
 
 

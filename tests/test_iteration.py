@@ -10,7 +10,7 @@ from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import Pursuit
+from dbksvd_dask.kernels.pursuit import Pursuit
 
 N_SAMPLES, N_FEATURES, N_ATOMS, K = 200, 8, 15, 3
 SEED = [7, 1, 4]
@@ -34,7 +34,7 @@ def lazily(Y, n_tasks=5):
 def one_iteration(Y, D, pursuit, update, **scheduler):
     """New atoms and statistics of the batch."""
     with single_threaded(), dask.config.set(**(scheduler or {"scheduler": "threads"})):
-        tasks = iterate(lazily(Y), share_dictionary(D, None), len(D), pursuit, update, SEED)
+        tasks = iterate(lazily(Y), share_dictionary(D, None, pursuit), len(D), pursuit, update, SEED)
         return dask.compute(tasks.atoms, tasks.statistics)
 
 
@@ -121,7 +121,7 @@ def test_an_atom_that_all_samples_use_loses_no_digits_over_many_tasks(shift):
     D = oracle.random_atoms(rng, 1, 6, np.float32)
     tasks = -(-n_samples // ROWS_PER_TASK)
     single, double = (
-        iterate(lazily(Y, tasks), share_dictionary(D.astype(dtype), None), 1, Pursuit(1), Update(), SEED).atoms
+        iterate(lazily(Y, tasks), share_dictionary(D.astype(dtype), None, Pursuit(1)), 1, Pursuit(1), Update(), SEED).atoms
         for dtype in (np.float32, np.float64)
     )
     single, double = dask.compute(single, double)
@@ -133,14 +133,14 @@ def test_an_atom_that_all_samples_use_loses_no_digits_over_many_tasks(shift):
 
 def test_the_graph_of_many_inner_batches_is_made_once():
     # One graph for all that an iteration returns; dask.delayed would merge those of its arguments at every call.
-    shared, chunks = share_dictionary(np.eye(128), None), lazily(np.eye(128), 8)
+    shared, chunks = share_dictionary(np.eye(128), None, Pursuit(K)), lazily(np.eye(128), 8)
     tasks = iterate(chunks, shared, 128, Pursuit(K), Update(4), SEED)
     assert len({id(task.__dask_graph__()) for task in tasks}) == 1
 
 
 def test_evaluation_is_encoding_without_update(problem):
     Y, D = problem
-    statistics = evaluate_chunks(lazily(Y), share_dictionary(D, None), Pursuit(K)).compute()
+    statistics = evaluate_chunks(lazily(Y), share_dictionary(D, None, Pursuit(K)), Pursuit(K)).compute()
     codes = oracle.matching_pursuit(Y, D, K)
     R = oracle.residual(Y, D, codes.indices, codes.values)
     np.testing.assert_allclose(statistics.errors.relative_error, oracle.relative_error(Y, R), rtol=1e-12)

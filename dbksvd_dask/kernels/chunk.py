@@ -1,15 +1,15 @@
-"""What one task does with one chunk: encode it, and pass over it for the atoms of an inner batch."""
+"""Encoding one chunk: its codes, its residual, and what the metrics and the update of the atoms need."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.pursuit import Group, Pursuit
 from dbksvd_dask.kernels.transfer import Transferable
 
 ROWS_PER_BLOCK = 1024
@@ -18,40 +18,8 @@ ROWS_PER_BLOCK = 1024
 STEPS_PER_NONZERO = 4
 """Matching pursuit may pick an atom again; it ends after this many steps for each nonzero coefficient."""
 
-
 MOST_SAMPLES = 2**32
 """Samples of a batch over which sums do not overflow."""
-
-
-@dataclass(frozen=True)
-class Pursuit:
-    """How samples are encoded."""
-
-    n_nonzero_coefs: int
-    """k, the most atoms a sample may use."""
-    encoder: Literal["mp", "omp"] = "mp"
-    """Matching pursuit, or orthogonal matching pursuit."""
-    nonnegative: bool = False
-    """Positive coefficients only."""
-    rtol: float = 0.0
-    """Ends a sample at ``‖r‖ ≤ rtol ‖y‖``."""
-    refit: Literal["none", "lstsq"] = "none"
-    """``"lstsq"``: least-squares coefficients on the support found."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no option, and what does not go together."""
-        if self.encoder not in ("mp", "omp"):
-            raise ValueError(f'encoder={self.encoder!r} is unknown: choose "mp" or "omp"')
-        if self.refit not in ("none", "lstsq"):
-            raise ValueError(f'refit={self.refit!r} is unknown: choose "none" or "lstsq"')
-        if not isinstance(self.rtol, Real) or not 0 <= self.rtol < 1:
-            raise ValueError(f"rtol={self.rtol!r} must be a number from 0 to below 1")
-        if not isinstance(self.nonnegative, bool | np.bool_):
-            raise TypeError(f"nonnegative={self.nonnegative!r} must be True or False")
-        if self.nonnegative and (self.encoder == "omp" or self.refit == "lstsq"):
-            raise ValueError(
-                'nonnegative=True needs encoder="mp" and refit="none": least-squares coefficients may be negative'
-            )
 
 
 class Codes(NamedTuple):
@@ -68,11 +36,15 @@ class EncodedChunk(Transferable):
     """A chunk as the dictionary update needs it."""
 
     indices: np.ndarray
-    """(n, k) int32."""
+    """(n, k) int32: the slots of each group side by side, its empty ones last."""
     values: np.ndarray
     """(n, k) floats."""
     residual: np.ndarray
     """(n, d) floats: ``Y − X D``."""
+
+    def codes(self, slots: slice) -> Codes:
+        """Those in some of the slots."""
+        return Codes(*(np.ascontiguousarray(array[:, slots]) for array in (self.indices, self.values)))
 
 
 class Encoding(NamedTuple):
@@ -80,7 +52,7 @@ class Encoding(NamedTuple):
 
     chunk: EncodedChunk
     residual_products: np.ndarray
-    """(n, k) floats: ``⟨r, d_j⟩`` for the atom in each slot."""
+    """(n, k) floats: ``⟨r, d_j⟩`` for the atom in each slot, with r the residual after its group."""
     squared_norms: np.ndarray
     """(n,) float64: ``‖y‖²``."""
     moments: tuple[np.ndarray, np.ndarray]
@@ -98,7 +70,11 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def encode(
-    rows: Sequence[np.ndarray], dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+    rows: Sequence[np.ndarray],
+    dictionary: np.ndarray,
+    grams: Sequence[np.ndarray],
+    mean: np.ndarray | None,
+    pursuit: Pursuit,
 ) -> Codes:
     """Sparse codes of a chunk.
 
@@ -108,14 +84,23 @@ def encode(
         The rows of the chunk, n in all, in one or more pieces.
     dictionary : (m, d) floats
         Gives the precision of the computation.
-    gram : (m, m) floats
+    grams : sequence of (m_g, m_g) floats
+        ``D Dᵀ`` of each group of atoms; of all of them where there are no groups.
     mean : (d,) floats or None
         Taken from the rows first.
     pursuit : Pursuit
+
+    Returns
+    -------
+    Codes
+        Empty slots come last, also where there are groups.
     """
     one_block = np.empty((min(ROWS_PER_BLOCK, _count(rows)), dictionary.shape[1]), dictionary.dtype)
-    chunk = _pursue(rows, dictionary, gram, mean, pursuit, one_block).chunk
-    return Codes(chunk.indices, chunk.values)
+    chunk = _pursue(rows, dictionary, grams, mean, pursuit, one_block).chunk
+    if not pursuit.group_sizes:
+        return Codes(chunk.indices, chunk.values)
+    order = np.argsort(chunk.indices < 0, axis=1, kind="stable")
+    return Codes(*(np.take_along_axis(slots, order, axis=1) for slots in (chunk.indices, chunk.values)))
 
 
 def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
@@ -130,16 +115,21 @@ def reconstruct(indices: np.ndarray, values: np.ndarray, dictionary: np.ndarray,
 
 
 def encode_with_residual(
-    rows: Sequence[np.ndarray], dictionary: np.ndarray, gram: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit
+    rows: Sequence[np.ndarray],
+    dictionary: np.ndarray,
+    grams: Sequence[np.ndarray],
+    mean: np.ndarray | None,
+    pursuit: Pursuit,
 ) -> Encoding:
     """Sparse codes of a chunk, its residual, and what the metrics and the first pass of the update need.
 
     Parameters are those of `encode`.
     """
     residual = np.empty((_count(rows), dictionary.shape[1]), dictionary.dtype)
-    encoding = _pursue(rows, dictionary, gram, mean, pursuit, residual)
+    encoding = _pursue(rows, dictionary, grams, mean, pursuit, residual)
+    slots = pursuit.groups(len(dictionary))[-1].slots
     with timed(encoding.seconds, "residual"):
-        cpu.subtract_reconstruction(residual, dictionary, encoding.chunk.indices, encoding.chunk.values)
+        cpu.subtract_reconstruction(residual, dictionary, *encoding.chunk.codes(slots))
     return encoding
 
 
@@ -150,23 +140,23 @@ def _count(rows: Sequence[np.ndarray]) -> int:
 def _pursue(
     rows: Sequence[np.ndarray],
     dictionary: np.ndarray,
-    gram: np.ndarray,
+    grams: Sequence[np.ndarray],
     mean: np.ndarray | None,
     pursuit: Pursuit,
-    centred: np.ndarray,
+    left: np.ndarray,
 ) -> Encoding:
     """Encode a block of rows after the other, so that each stays in cache from its reading to its codes.
 
     Parameters
     ----------
-    rows, dictionary, gram, mean, pursuit
+    rows, dictionary, grams, mean, pursuit
         Those of `encode`.
-    centred : (n, d) or (ROWS_PER_BLOCK, d) floats
-        Takes the rows in the precision of the computation, without the mean: all of them, or one block after the other.
-        It stands for the residual in what is returned.
+    left : (n, d) or (ROWS_PER_BLOCK, d) floats
+        Takes the rows in the precision of the computation, without the mean: all of them, or one block after the other;
+        in the end what all groups but the last leave of them. It stands for the residual in what is returned.
     """
     n_samples, n_features = _count(rows), dictionary.shape[1]
-    chunk = EncodedChunk(*_empty_codes(n_samples, pursuit.n_nonzero_coefs, dictionary.dtype), centred)
+    chunk = EncodedChunk(*_empty_codes(n_samples, pursuit.n_nonzero_coefs, dictionary.dtype), left)
     encoding = Encoding(
         chunk,
         residual_products=np.empty_like(chunk.values),
@@ -174,22 +164,32 @@ def _pursue(
         moments=(np.zeros(n_features), np.zeros(n_features)),
         seconds={},
     )
-    products = np.empty((min(ROWS_PER_BLOCK, n_samples), len(dictionary)), dictionary.dtype)
+    groups = pursuit.groups(len(dictionary))
+    products = np.empty(min(ROWS_PER_BLOCK, n_samples) * max(map(len, grams)), dictionary.dtype)
     for start in range(0, n_samples, ROWS_PER_BLOCK):
         block = slice(start, min(start + ROWS_PER_BLOCK, n_samples))
-        block_rows = centred[block] if len(centred) == n_samples else centred[: block.stop - start]
+        block_rows = left[block] if len(left) == n_samples else left[: block.stop - start]
         with timed(encoding.seconds, "read"):
             _centre(rows, block, mean, block_rows)
             encoding.squared_norms[block] = cpu.squared_row_norms(block_rows)
-            _check_norms(encoding.squared_norms[block], centred.dtype)
+            _check_norms(encoding.squared_norms[block], left.dtype)
             for total, part in zip(encoding.moments, cpu.feature_moments(block_rows), strict=True):
                 total += part
-        with timed(encoding.seconds, "product"):
-            block_products = np.matmul(block_rows, dictionary.T, out=products[: len(block_rows)])
-        with timed(encoding.seconds, "pursuit"):
-            encoding.residual_products[block] = _pursue_block(
-                block_products, gram, encoding.squared_norms[block], pursuit, chunk.indices[block], chunk.values[block]
-            )
+        squared_residuals = encoding.squared_norms[block]
+        for group, gram in zip(groups, grams, strict=True):
+            shape = len(block_rows), len(gram)
+            with timed(encoding.seconds, "product"):
+                out = products[: shape[0] * shape[1]].reshape(shape)
+                block_products = np.matmul(block_rows, dictionary[group.atoms].T, out=out)
+            with timed(encoding.seconds, "pursuit"):
+                norms = encoding.squared_norms[block], squared_residuals
+                codes, residual_products = _pursue_block(block_products, gram, *norms, pursuit, group)
+                chunk.indices[block, group.slots], chunk.values[block, group.slots] = codes
+                encoding.residual_products[block, group.slots] = residual_products
+            if group is not groups[-1]:
+                with timed(encoding.seconds, "residual"):
+                    cpu.subtract_reconstruction(block_rows, dictionary, *codes)
+                    squared_residuals = cpu.squared_row_norms(block_rows)
     return encoding
 
 
@@ -225,95 +225,23 @@ def _pursue_block(
     products: np.ndarray,
     gram: np.ndarray,
     squared_norms: np.ndarray,
+    squared_residuals: np.ndarray,
     pursuit: Pursuit,
-    indices: np.ndarray,
-    values: np.ndarray,
-) -> np.ndarray:
-    """Fill `indices` and `values` from ``Y Dᵀ`` and return ``⟨r, d_j⟩`` for the atom in each slot."""
+    group: Group,
+) -> tuple[Codes, np.ndarray]:
+    """Codes of a block over the atoms of a group from ``R Dᵀ``, and ``⟨r, d_j⟩`` for the atom in each slot."""
+    n_slots = group.slots.stop - group.slots.start
+    indices, values = codes = _empty_codes(len(products), n_slots, products.dtype)
+    norms = squared_norms, squared_residuals
     if pursuit.encoder == "omp":
-        cpu.orthogonal_matching_pursuit(products, gram, squared_norms, pursuit.rtol, indices, values)
-        return np.zeros_like(values)  # least squares: the residual is orthogonal to its atoms
-    max_steps = STEPS_PER_NONZERO * pursuit.n_nonzero_coefs
-    cpu.matching_pursuit(products, gram, squared_norms, max_steps, pursuit.rtol, pursuit.nonnegative, indices, values)
-    residual_products = np.take_along_axis(products, np.maximum(indices, 0), axis=1)
-    if pursuit.refit == "lstsq":
-        cpu.refit_least_squares(residual_products, gram, indices, values)
-        return np.zeros_like(values)
-    return residual_products
-
-
-def first_pass(encoding: Encoding, dictionary: np.ndarray) -> np.ndarray:
-    """``E_jᵀE_j d_j`` summed over a chunk for every atom, with the inner products that the pursuit left.
-
-    Returns
-    -------
-    (m, d) floats
-    """
-    chunk = encoding.chunk
-    everything = np.arange(len(dictionary), dtype=np.int32)
-    rows, slots, atoms = cpu.support_entries(chunk.indices, everything)
-    values = chunk.values[rows, slots]
-    # e_i = r_i + x_i d_j, so ⟨e_i, d_j⟩ = ⟨r_i, d_j⟩ + x_i for unit atoms.
-    weights = encoding.residual_products[rows, slots] + values
-    return _accumulate(chunk.residual, rows, atoms, weights, values, dictionary)
-
-
-def atom_pass(chunk: EncodedChunk, members: np.ndarray, atoms: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """``E_jᵀE_j v_j`` summed over a chunk, for the atoms of one inner batch.
-
-    Parameters
-    ----------
-    chunk : EncodedChunk
-    members : (m,) int32
-        Place of each atom in the inner batch, −1 for atoms outside it.
-    atoms : (w, d) floats
-        The atoms d_j of the inner batch, as the residual has them.
-    vectors : (w, d) floats
-        v_j.
-
-    Returns
-    -------
-    (w, d) floats
-    """
-    rows, slots, places = cpu.support_entries(chunk.indices, members)
-    values = chunk.values[rows, slots]
-    # ⟨e_i, v_j⟩ = ⟨r_i, v_j⟩ + x_i ⟨d_j, v_j⟩
-    overlap = np.einsum("jf,jf->j", atoms, vectors)
-    weights = cpu.support_products(chunk.residual, vectors, rows, places) + values * overlap[places]
-    return _accumulate(chunk.residual, rows, places, weights, values, atoms)
-
-
-def _accumulate(
-    residual: np.ndarray,
-    rows: np.ndarray,
-    places: np.ndarray,
-    weights: np.ndarray,
-    values: np.ndarray,
-    atoms: np.ndarray,
-) -> np.ndarray:
-    """``Σ_i w_ij e_i = Σ_i w_ij r_i + (Σ_i w_ij x_ij) d_j``."""
-    along_atom = np.bincount(places, weights=weights.astype(np.float64) * values, minlength=len(atoms))
-    sums = atoms * along_atom.astype(atoms.dtype)[:, np.newaxis]
-    cpu.accumulate_residual(residual, rows, places, weights, sums)
-    return sums
-
-
-def project_in_turn(
-    chunk: EncodedChunk, members: np.ndarray, old: np.ndarray, new: np.ndarray, nonnegative: bool
-) -> EncodedChunk:
-    """The chunk with the new atoms of an inner batch in its residual and coefficients (Gauss-Seidel).
-
-    Parameters
-    ----------
-    chunk : EncodedChunk
-        Left as it is.
-    members : (m,) int32
-        Place of each atom in the inner batch, −1 for atoms outside it.
-    old, new : (w, d) floats
-    nonnegative : bool
-    """
-    rows, slots, places = cpu.support_entries(chunk.indices, members)
-    values = chunk.values.copy()
-    residual = chunk.residual.copy()
-    cpu.project_in_turn(residual, values, rows, slots, places, old, new, nonnegative)
-    return EncodedChunk(chunk.indices, values, residual)
+        cpu.orthogonal_matching_pursuit(products, gram, *norms, pursuit.rtol, indices, values)
+        residual_products = np.zeros_like(values)  # least squares: the residual is orthogonal to its atoms
+    else:
+        max_steps = STEPS_PER_NONZERO * n_slots
+        cpu.matching_pursuit(products, gram, *norms, max_steps, pursuit.rtol, pursuit.nonnegative, indices, values)
+        residual_products = np.take_along_axis(products, np.maximum(indices, 0), axis=1)
+        if pursuit.refit == "lstsq":
+            cpu.refit_least_squares(residual_products, gram, indices, values)
+            residual_products = np.zeros_like(values)
+    indices[indices >= 0] += group.atoms.start
+    return codes, residual_products

@@ -16,6 +16,8 @@ class Panel(NamedTuple):
     """(rows, m - start) floats."""
     largest: np.ndarray
     """(m - start,) floats: the largest ``|⟨d_i, d_j⟩|`` here of each atom with any other."""
+    near: np.ndarray
+    """(pairs, 2) integers: atoms i < j whose ``|⟨d_i, d_j⟩|`` is above a threshold."""
 
 
 def panel_starts(n_atoms: int) -> range:
@@ -23,10 +25,13 @@ def panel_starts(n_atoms: int) -> range:
     return range(0, n_atoms, ATOMS_PER_PANEL)
 
 
-def gram_panel(dictionary: np.ndarray, start: int) -> Panel:
-    """The panel that begins at atom `start`."""
+def gram_panel(dictionary: np.ndarray, start: int, threshold: float | None = None) -> Panel:
+    """The panel that begins at atom `start`; without a threshold no atoms are near."""
     products = dictionary[start : start + ATOMS_PER_PANEL] @ dictionary[start:].T
-    return Panel(products, cpu.largest_products(products))
+    near = np.empty((0, 2), np.int64)
+    if threshold is not None:
+        near = np.argwhere(np.triu(np.abs(products) > threshold, 1)) + start
+    return Panel(products, cpu.largest_products(products), near)
 
 
 def assemble_gram(panels: list[Panel]) -> np.ndarray:

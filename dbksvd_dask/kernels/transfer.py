@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Transferable:
-    """Base of dataclasses of arrays that tasks return: arrays arrive aligned, and their size is known.
+    """Base of dataclasses of arrays and tuples of arrays that tasks return: aligned on arrival, and of known size.
 
     A worker reads what it receives into one buffer, in which arrays begin at any byte. NumPy then copies them for each
     matrix product, and numba compiles every kernel once more. So they are moved once, on arrival.
@@ -21,9 +21,20 @@ class Transferable:
 
     def __sizeof__(self) -> int:
         """Bytes of the arrays, by which Dask decides where tasks run."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return sum(value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value) for value in values)
+        return sum(_size(getattr(self, field.name)) for field in fields(self))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, tuple):
+        return sum(map(_size, value))
+    return value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
 
 
 def _receive(cls: type[Transferable], *values: Any) -> Transferable:
-    return cls(*(np.require(value, requirements="A") if isinstance(value, np.ndarray) else value for value in values))
+    return cls(*map(_aligned, values))
+
+
+def _aligned(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_aligned, value))
+    return np.require(value, requirements="A") if isinstance(value, np.ndarray) else value

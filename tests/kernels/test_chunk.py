@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.kernels import chunk as kernels
-from dbksvd_dask.kernels import cpu
-from dbksvd_dask.kernels.chunk import EncodedChunk, Pursuit
+from dbksvd_dask.kernels import cpu, passes
+from dbksvd_dask.kernels.chunk import EncodedChunk
+from dbksvd_dask.kernels.pursuit import Pursuit
 
 DTYPES = [np.float32, np.float64]
 PURSUITS = [
@@ -85,7 +86,7 @@ def passed_by_hand(chunk, D, batch, vectors):
 def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit, dtype):
     Y, D, gram, mean = problem(1, n_samples, n_features, n_atoms, dtype)
     given_Y = Y.copy()
-    encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+    encoding = kernels.encode_with_residual([Y], D, [gram], mean, pursuit)
     indices, values, residual = parts(encoding.chunk)
     centred = (Y - mean).astype(np.float64)
     norms = np.linalg.norm(centred, axis=1)
@@ -102,7 +103,7 @@ def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit,
     np.testing.assert_allclose(encoding.moments[1], np.sum(centred**2, axis=0), rtol=1e-13)
 
     np.testing.assert_array_equal(Y, given_Y)
-    for found, expected in zip(kernels.encode([Y], D, gram, mean, pursuit), parts(encoding.chunk), strict=False):
+    for found, expected in zip(kernels.encode([Y], D, [gram], mean, pursuit), parts(encoding.chunk), strict=False):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -111,7 +112,7 @@ def test_encoding_is_that_of_the_oracle(n_samples, n_features, n_atoms, pursuit,
 def test_every_block_of_rows_is_encoded(n_samples, encoder):
     Y, D, gram, _ = problem(2, n_samples, 8, 20, np.float64)
     pursuit = Pursuit(2, encoder)
-    indices, values = kernels.encode([Y[:300], Y[300:]], D, gram, None, pursuit)
+    indices, values = kernels.encode([Y[:300], Y[300:]], D, [gram], None, pursuit)
     expected = expected_codes(Y, D, pursuit, np.float64)
     norms, rounding = np.linalg.norm(Y, axis=1), oracle.pursuit_rounding(np.float64, 8, 8)
     oracle.assert_codes_agree(indices, values, expected, norms, rounding)
@@ -120,7 +121,7 @@ def test_every_block_of_rows_is_encoded(n_samples, encoder):
 def test_a_pursuit_that_goes_back_and_forth_ends_after_four_steps_for_each_nonzero():
     D = oracle.unit_rows(np.array([[1.0, 0.1], [1.0, -0.1]]))  # what one atom takes out, the other has to give back
     Y = np.random.default_rng(0).standard_normal((20, 2))
-    indices, values = kernels.encode([Y], D, oracle.gram(D), None, Pursuit(2))
+    indices, values = kernels.encode([Y], D, [oracle.gram(D)], None, Pursuit(2))
     expected = oracle.matching_pursuit(Y, D, k=2, max_steps=8)
     assert np.all(np.linalg.norm(oracle.residual(Y, D, *expected[:2]), axis=1) > 1e-6)  # not there yet
     norms, rounding = np.linalg.norm(Y, axis=1), oracle.pursuit_rounding(np.float64, 2, 8)
@@ -131,8 +132,8 @@ def test_a_pursuit_that_goes_back_and_forth_ends_after_four_steps_for_each_nonze
 def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
     Y, D, gram, mean = problem(3, 50, 20, 30, dtype)
     Y = Y.astype(stored)
-    found = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
-    expected = kernels.encode_with_residual([Y.astype(dtype)], D, gram, mean, Pursuit(3))
+    found = kernels.encode_with_residual([Y], D, [gram], mean, Pursuit(3))
+    expected = kernels.encode_with_residual([Y.astype(dtype)], D, [gram], mean, Pursuit(3))
     assert found.chunk.values.dtype == found.chunk.residual.dtype == dtype
     for ours, theirs in zip(parts(found.chunk), parts(expected.chunk), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -141,9 +142,9 @@ def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_layout_of_the_rows_in_memory_does_not_matter(dtype):
     Y, D, gram, mean = problem(4, 300, 150, 40, dtype)
-    expected = kernels.encode_with_residual([Y], D, gram, mean, Pursuit(3))
+    expected = kernels.encode_with_residual([Y], D, [gram], mean, Pursuit(3))
     for rows in np.asfortranarray(Y), np.repeat(Y, 2, axis=0)[::2], np.repeat(Y, 2, axis=1)[:, ::2]:
-        found = kernels.encode_with_residual([rows], D, gram, mean, Pursuit(3))
+        found = kernels.encode_with_residual([rows], D, [gram], mean, Pursuit(3))
         for ours, theirs in zip(parts(found.chunk), parts(expected.chunk), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -180,7 +181,7 @@ def test_a_pass_applies_the_error_matrices_to_one_vector_each(dtype, seed, n_sam
     D = oracle.random_atoms(rng, n_atoms, n_features, dtype)
     vectors = oracle.random_atoms(rng, len(batch), n_features, dtype)
     expected, sizes = passed_by_hand(chunk, D, batch, vectors)
-    sums = kernels.atom_pass(chunk, members, D[batch], vectors)
+    sums = passes.atom_pass(chunk, members, D[batch], vectors)
     assert sums.dtype == dtype
     assert np.all(np.abs(sums - expected) <= 20 * np.finfo(dtype).eps * (np.sqrt(n_features) + n_samples) * sizes)
 
@@ -189,9 +190,9 @@ def test_a_pass_applies_the_error_matrices_to_one_vector_each(dtype, seed, n_sam
 @pytest.mark.parametrize("pursuit", PURSUITS, ids=str)
 def test_the_first_pass_applies_them_to_the_atoms_themselves(pursuit, dtype):
     Y, D, gram, mean = problem(5, 50, 140, 30, dtype)
-    encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+    encoding = kernels.encode_with_residual([Y], D, [gram], mean, pursuit)
     expected, sizes = passed_by_hand(encoding.chunk, D, range(30), D)
-    sums = kernels.first_pass(encoding, D)
+    sums = passes.first_pass(encoding, D, pursuit.groups(len(D)))
     assert np.all(np.abs(sums - expected) <= 20 * np.finfo(dtype).eps * (np.sqrt(140) + 50) * sizes)
 
 
@@ -201,7 +202,7 @@ def test_a_pass_for_few_users_and_for_none(n_users):
     D = oracle.random_atoms(rng, 2, 6)
     indices = np.zeros((n_users, 1), np.int32)
     chunk = EncodedChunk(indices, rng.standard_normal((n_users, 1)), rng.standard_normal((n_users, 6)))
-    sums = kernels.atom_pass(chunk, np.array([0, 1], np.int32), D, D)
+    sums = passes.atom_pass(chunk, np.array([0, 1], np.int32), D, D)
     E = chunk.residual + chunk.values * D[0]
     np.testing.assert_allclose(sums[0], E.T @ (E @ D[0]), atol=1e-12)
     np.testing.assert_array_equal(sums[1], 0)
@@ -215,7 +216,7 @@ def test_an_atom_that_every_sample_of_a_task_uses_loses_no_digits(shift):
     values = (shift + rng.standard_normal((ROWS_PER_TASK, 1))).astype(np.float32)
     chunk = EncodedChunk(np.zeros((ROWS_PER_TASK, 1), np.int32), values, residual)
     expected, _ = passed_by_hand(chunk, D, [0], D)
-    sums = kernels.atom_pass(chunk, np.zeros(1, np.int32), D, D)
+    sums = passes.atom_pass(chunk, np.zeros(1, np.int32), D, D)
     np.testing.assert_allclose(sums, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -224,8 +225,8 @@ def test_passes_and_projection_leave_the_chunk_as_it_is(dtype):
     chunk, batch, members = random_chunk(0, 40, 12, 9, 3, dtype)
     before = [array.copy() for array in parts(chunk)]
     old, new = (oracle.random_atoms(np.random.default_rng(seed), len(batch), 12, dtype) for seed in (1, 2))
-    kernels.atom_pass(chunk, members, old, new)
-    projected = kernels.project_in_turn(chunk, members, old, new, nonnegative=False)
+    passes.atom_pass(chunk, members, old, new)
+    projected = passes.project_in_turn(chunk, members, old, new, nonnegative=False)
     for array, unchanged in zip(parts(chunk), before, strict=True):
         np.testing.assert_array_equal(array, unchanged)
     residual, values = oracle.gauss_seidel(
@@ -249,12 +250,12 @@ def one_of_everything():
     members = places(np.arange(4, 9), 9)
     results = {}
     for name, pursuit in zip("abcdef", PURSUITS, strict=True):
-        encoding = kernels.encode_with_residual([Y], D, gram, mean, pursuit)
+        encoding = kernels.encode_with_residual([Y], D, [gram], mean, pursuit)
         chunk = encoding.chunk
-        passed = kernels.first_pass(encoding, D)
-        direction = cpu.next_direction((D,), passed)
-        new = cpu.ritz_vectors((D, direction), (passed, kernels.atom_pass(chunk, places(range(9), 9), D, direction)), D)
-        projected = kernels.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
+        passed = passes.first_pass(encoding, D, pursuit.groups(len(D)))
+        direction = cpu.next_direction((D,), (passed,), 0.0)
+        new = cpu.ritz_vectors((D, direction), (passed, passes.atom_pass(chunk, places(range(9), 9), D, direction)), D)
+        projected = passes.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
         everything = (
             *parts(chunk),
             encoding.squared_norms,

@@ -28,14 +28,14 @@ def inputs(Y, D, k):
 def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False):
     products, gram, squared_norms, indices, values = inputs(Y, D, k)
     steps = 4 * k if max_steps is None else max_steps
-    cpu.matching_pursuit(products, gram, squared_norms, steps, rtol, nonnegative, indices, values)
+    cpu.matching_pursuit(products, gram, squared_norms, squared_norms, steps, rtol, nonnegative, indices, values)
     return indices, values, products
 
 
 def orthogonal_matching_pursuit(Y, D, k, rtol=0.0):
     products, gram, squared_norms, indices, values = inputs(Y, D, k)
     given_products = products.copy()
-    cpu.orthogonal_matching_pursuit(products, gram, squared_norms, rtol, indices, values)
+    cpu.orthogonal_matching_pursuit(products, gram, squared_norms, squared_norms, rtol, indices, values)
     np.testing.assert_array_equal(products, given_products)
     return indices, values
 

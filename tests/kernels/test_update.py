@@ -107,7 +107,7 @@ def new_atoms(errors, old, n_passes, solver="lanczos"):
     basis, products = [old], [through(old)]
     for _ in range(n_passes - 1):
         if solver == "lanczos":
-            basis.append(cpu.next_direction(tuple(basis), products[-1]))
+            basis.append(cpu.next_direction(tuple(basis), tuple(products), 0.0))
             products.append(through(basis[-1]))
         else:
             basis = [cpu.ritz_vectors(tuple(basis), tuple(products), old)]
@@ -202,7 +202,8 @@ def test_the_next_direction_completes_an_orthonormal_basis_or_is_zero(dtype, see
     Q = np.linalg.qr(rng.standard_normal((n_features, size)))[0].T.astype(dtype)
     outside, inside = rng.standard_normal(n_features), rng.standard_normal(size) @ Q
     basis = tuple(np.stack([q, q]) for q in Q)
-    direction = cpu.next_direction(basis, np.stack([outside, inside]).astype(dtype))
+    product = np.stack([outside, inside]).astype(dtype)
+    direction = cpu.next_direction(basis, (product,) * size, 0.0)  # without tolerance only the last product counts
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(direction @ Q.T.astype(np.float64), 0, atol=20 * eps)
     if size < n_features:

@@ -15,6 +15,7 @@ def matching_pursuit(
     products: Any,
     gram: Any,
     squared_norms: Any,
+    squared_residuals: Any,
     max_steps: int,
     rtol: float,
     nonnegative: bool,
@@ -35,6 +36,8 @@ def matching_pursuit(
         ``D Dᵀ``.
     squared_norms : (n,) float64
         ``‖y‖²``.
+    squared_residuals : (n,) float64
+        ``‖r‖²`` to begin with: that of the rows whose products these are.
     max_steps : int
     rtol : float
     nonnegative : bool
@@ -48,7 +51,7 @@ def matching_pursuit(
     rounding = np.finfo(products.dtype).eps
     for i in range(n_samples):
         p = products[i]
-        squared_residual = squared_norms[i]
+        squared_residual = squared_residuals[i]
         smallest = rounding * np.sqrt(squared_norms[i])
         n_used = 0
         atom = 0
@@ -85,7 +88,7 @@ def matching_pursuit(
 
 @compiled
 def orthogonal_matching_pursuit(
-    products: Any, gram: Any, squared_norms: Any, rtol: float, indices: Any, values: Any
+    products: Any, gram: Any, squared_norms: Any, squared_residuals: Any, rtol: float, indices: Any, values: Any
 ) -> None:
     """Orthogonal matching pursuit on precomputed products, with a growing Cholesky factor.
 
@@ -96,7 +99,7 @@ def orthogonal_matching_pursuit(
     ----------
     products : (n, m) floats
         ``Y Dᵀ``; left as given.
-    gram, squared_norms, rtol, indices, values
+    gram, squared_norms, squared_residuals, rtol, indices, values
         As in `matching_pursuit`.
     """
     n_samples, n_atoms = products.shape
@@ -110,7 +113,10 @@ def orthogonal_matching_pursuit(
     for i in range(n_samples):
         support = indices[i]
         smallest = rounding * np.sqrt(squared_norms[i])
+        squared_residual = squared_residuals[i]
         for size in range(n_slots):
+            if rtol > 0 and squared_residual <= rtol * rtol * squared_norms[i]:
+                break
             # p ← y Dᵀ − x G over the support
             peak = zero
             best = 0
@@ -136,12 +142,10 @@ def orthogonal_matching_pursuit(
             coefficients[: size + 1] = target[: size + 1]
             _forward_substitute(lower, size + 1, coefficients)
             _backward_substitute(lower, size + 1, coefficients)
-            squared_residual = squared_norms[i]
+            squared_residual = squared_residuals[i]
             for slot in range(size + 1):
                 values[i, slot] = coefficients[slot]
                 squared_residual -= coefficients[slot] * target[slot]
-            if rtol > 0 and squared_residual <= rtol * rtol * squared_norms[i]:
-                break
 
 
 @compiled

@@ -151,36 +151,56 @@ def _add_multiple(total: Any, factor: float, vector: Any) -> None:
 
 
 @compiled
-def next_direction(basis: Any, product: Any) -> Any:
+def next_direction(basis: Any, products: Any, tol: float) -> Any:
     """Lanczos: what the last product adds to the Krylov basis of each atom.
 
     Parameters
     ----------
     basis : tuple of (w, d) floats
         Orthonormal vectors q_1 … q_t of each atom.
-    product : (w, d) floats
-        ``E_jᵀ E_j q_t``.
+    products : tuple of (w, d) floats
+        ``E_jᵀ E_j q_s`` for each of them.
+    tol : float
+        An atom is done when ``‖E_jᵀE_j v − θ v‖ ≤ tol θ`` for its Ritz vector v of the largest Ritz value θ.
 
     Returns
     -------
     (w, d) floats
-        q_{t+1}; zero where the Krylov space is exhausted.
+        q_{t+1}; zero where the atom is done or its Krylov space exhausted.
     """
-    n_atoms, n_features = product.shape
-    direction = np.zeros_like(product)
-    exhausted = 16 * np.finfo(product.dtype).eps
+    size = len(basis)
+    n_atoms, n_features = basis[0].shape
+    direction = np.zeros_like(basis[0])
+    exhausted = 16 * np.finfo(basis[0].dtype).eps
+    projected = np.empty((size, size), np.float64)
     q = np.empty(n_features, np.float64)
     for j in range(n_atoms):
-        q[:] = product[j]
+        q[:] = products[size - 1][j]
         scale = np.sqrt(long_dot(q, q))
         for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
-            for t in range(len(basis)):
+            for t in range(size):
                 _add_multiple(q, -long_dot(q, basis[t][j]), basis[t][j])
         norm = np.sqrt(long_dot(q, q))
-        if norm > exhausted * scale:
-            for f in range(n_features):
-                direction[j, f] = q[f] / norm
+        if norm <= exhausted * scale:
+            continue
+        if tol > 0:
+            _project(basis, products, j, projected)
+            values, vectors = np.linalg.eigh(projected)
+            # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
+            if norm * abs(vectors[size - 1, size - 1]) <= tol * values[size - 1]:
+                continue
+        for f in range(n_features):
+            direction[j, f] = q[f] / norm
     return direction
+
+
+@compiled
+def _project(basis: Any, products: Any, j: int, projected: Any) -> None:
+    """Fill `projected` with ``q_s E_jᵀE_j q_tᵀ``."""
+    for s in range(len(basis)):
+        for t in range(s, len(basis)):
+            projected[s, t] = long_dot(basis[s][j], products[t][j])
+            projected[t, s] = projected[s, t]
 
 
 @compiled
@@ -209,10 +229,7 @@ def ritz_vectors(basis: Any, products: Any, old: Any) -> Any:
     projected = np.empty((size, size), np.float64)
     v = np.empty(n_features, np.float64)
     for j in range(n_atoms):
-        for s in range(size):
-            for t in range(s, size):
-                projected[s, t] = long_dot(basis[s][j], products[t][j])
-                projected[t, s] = projected[s, t]
+        _project(basis, products, j, projected)
         _, vectors = np.linalg.eigh(projected)
         v[:] = 0.0
         for s in range(size):
