@@ -91,6 +91,24 @@ class OuterBatches:
         ValueError
             When computed, if a row is not finite: names the chunk and the row.
         """
+        return delayed_of(*_read_pieces(self.embeddings, self._pieces(iteration), self.name))
+
+    def row_numbers(self, iteration: int) -> list[np.ndarray]:
+        """Which rows of the embeddings each task of `read` returns, in that order.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> OuterBatches(da.zeros((10, 1), chunks=(4, 1)), batch_size=5, shuffle=None, seed=0).row_numbers(1)
+        [array([5, 6, 7, 8, 9])]
+        """
+        return [
+            np.concatenate([first_row + np.arange(shape[0])[rows] for _, first_row, rows, shape in piece])
+            for piece in self._pieces(iteration)
+        ]
+
+    def _pieces(self, iteration: int) -> list[list[Segment]]:
+        """Which rows the tasks of the batch of an iteration have."""
         # An epoch is numbered by the iteration that it began with: so it is another one in the next partial_fit.
         epoch = iteration - (iteration - self.first_iteration) % self.n_batches
         order = np.arange(len(self._sizes))
@@ -100,8 +118,7 @@ class OuterBatches:
         n_rows = last - first
         n_tasks = max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
         bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
-        pieces = [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
-        return delayed_of(*_read_pieces(self.embeddings, pieces, self.name))
+        return [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
 
     def _bounds(self, iteration: int) -> tuple[int, int]:
         """Positions in the epoch's row order at which the batch begins and ends."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import llvmlite.binding
 import numpy as np
 import xarray as xr
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, sparray, spmatrix
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -27,9 +27,10 @@ from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import without_size_warning
 from dbksvd_dask.history import Iteration, history_dataset
-from dbksvd_dask.inputs import check_parameters, is_lazy, known_atoms, open_rows, refuse_second_argument
+from dbksvd_dask.inputs import check_parameters, check_support, is_lazy, known_atoms, open_rows, refuse_second_argument
 from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.pursuit import Pursuit
+from dbksvd_dask.known_structure import atoms_of_support
 from dbksvd_dask.matryoshka import group_sizes
 from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
 
@@ -222,7 +223,14 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.callbacks = callbacks
 
-    def fit(self, Y: Source, y: None = None, *, validation: Source | None = None) -> Self:
+    def fit(
+        self,
+        Y: Source,
+        y: None = None,
+        *,
+        validation: Source | None = None,
+        support: sparray | spmatrix | np.ndarray | None = None,
+    ) -> Self:
         """Learn a dictionary.
 
         Kernel → Interrupt (Ctrl-C) after the first iteration ends the fit; the model is then fitted and usable.
@@ -236,6 +244,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Ignored; scikit-learn's pipelines pass it.
         validation : (n, d) embeddings, optional
             Held-out embeddings whose error is in the history of each iteration. They are kept in memory.
+        support : (n, n_components) SciPy sparse array of 0 and 1, optional
+            Which samples are known to use which atoms, as far as that is known: the first dictionary follows from it
+            (paper, section 5.4). Its columns are in the order of `components_`; empty ones are atoms of which nothing
+            is known.
 
         Returns
         -------
@@ -248,7 +260,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             If the embeddings are not floating.
         ValueError
             If they are empty, have fewer samples than there are atoms, or hold a row that is not finite; if the
-            validation embeddings have another number of features; or if a parameter does not fit.
+            validation embeddings have another number of features; or if a parameter or the support does not fit.
 
         Examples
         --------
@@ -266,14 +278,15 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             embeddings = open_rows(self, Y, reset=True)
             held_out = None if validation is None else open_rows(self, validation, reset=False, name="validation")
             check_parameters(self, len(embeddings))
+            if support is not None:
+                support = check_support(support, (len(embeddings), int(self.n_components)))
             known = self._begin(embeddings)
-            batches = self._batches(embeddings)
-            # Where all iterations see one and the same batch, it has no noise to average away.
-            training = self._training(
-                average=self.average and batches.n_batches > 1,
-                first_flat=self.max_iter - round(self.flat_share * self.max_iter),
-            )
-            self._state = self._first_state(batches, known, training)
+            batches, training = self._batches(embeddings), self._training_of_fit(len(embeddings))
+            atoms = self._first_atoms(batches, known, training)
+            if support is not None:
+                n_known = sum(len(given) for given in (self.fixed_atoms, self.known_atoms) if given is not None)
+                atoms = atoms_of_support(batches, support, atoms, n_known, training)
+            self._state = State(LearnedAtoms.of(atoms))
             self._train(batches, held_out, training, self.max_iter)
         return self
 
@@ -317,7 +330,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             batches = self._batches(embeddings)
             training = self._training(average=self.average)
             if not fitted:
-                self._state = self._first_state(batches, known, training)
+                self._state = State(LearnedAtoms.of(self._first_atoms(batches, known, training)))
             self._train(batches, None, training, batches.n_batches)
         return self
 
@@ -458,7 +471,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self.__dict__.update(before)
             raise
 
-    def _begin(self, embeddings: xr.DataArray) -> np.ndarray:
+    def _begin(self, embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
         """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
         dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
         self._dtype = np.result_type(dtype, np.float32)
@@ -468,7 +481,9 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = 0
         known = known_atoms(self)
         self._n_fixed = 0 if self.fixed_atoms is None else len(self.fixed_atoms)
-        self.mean_ = embeddings_mean(embeddings.data, self._dtype) if self.center else None
+        if self.center and mean is None:
+            mean = embeddings_mean(embeddings.data, self._dtype)
+        self.mean_ = mean
         return known
 
     @property
@@ -488,21 +503,26 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         pursuit = replace(self._pursuit, group_sizes=self._group_sizes)
         return Training(pursuit, update, self.mean_, self._seed, average, first_flat)
 
+    def _training_of_fit(self, n_samples: int) -> Training:
+        return self._training(
+            # Where all iterations see one and the same batch, it has no noise to average away.
+            average=self.average and n_samples > self.batch_size,
+            first_flat=self.max_iter - round(self.flat_share * self.max_iter),
+        )
+
     def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
         return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
 
-    def _first_state(self, batches: OuterBatches, known: np.ndarray, training: Training) -> State:
+    def _first_atoms(self, batches: OuterBatches, known: np.ndarray, training: Training) -> np.ndarray:
         init = self.init if isinstance(self.init, str) else "samples"
-        atoms = first_atoms(batches, int(self.n_components), init, known, training)
-        return State(LearnedAtoms.of(atoms), iteration=0, n_samples_seen=0)
+        return first_atoms(batches, int(self.n_components), init, known, training)
 
     def _train(
         self, batches: OuterBatches, validation: xr.DataArray | None, training: Training, n_iterations: int
     ) -> None:
         held_out = None if validation is None else validation.data
         iterations = train(batches, held_out, training, self._state, n_iterations)
-        parameters = self.get_params(deep=False).items()
-        self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
+        self._note_parameters()
         n_before = self.n_iter_
         self.stopped_by_ = "error"
         with ExitStack() as stack:
@@ -512,10 +532,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                     callback.begin(self, n_iterations)
                     stack.callback(callback.end, self)
             try:
-                for self._state, iteration in iterations:
-                    self._iterations.append(iteration)
-                    self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
-                    self.n_iter_ += 1
+                for state, iteration in iterations:
+                    self._go_on_from(state, iteration)
                     asking = [callback for callback in self.callbacks if callback(self, iteration)]
                     if asking:
                         self.stopped_by_ = getattr(asking[0], "__name__", type(asking[0]).__name__)
@@ -526,6 +544,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 if self.n_iter_ == n_before:
                     raise
                 self.stopped_by_ = "interrupt"
+
+    def _note_parameters(self) -> None:
+        """Those of the fit go into the provenance, not those set later."""
+        parameters = self.get_params(deep=False).items()
+        self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
+
+    def _go_on_from(self, state: State, iteration: Iteration) -> None:
+        self._state = state
+        self._iterations.append(iteration)
+        self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.n_iter_ += 1
 
     @property
     def _provenance(self) -> dict[str, Any]:

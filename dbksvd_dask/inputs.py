@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from scipy.sparse import csr_array, issparse
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
@@ -168,3 +169,37 @@ def _check_rank(atoms: np.ndarray, name: str) -> None:
             f"{name} has rank {rank}, but {atoms.shape[0]} atoms over {atoms.shape[1]} features should have {smaller}: "
             "some of its atoms depend on the others"
         )
+
+
+def check_support(support: Any, shape: tuple[int, int]) -> csr_array:
+    """Which samples use which atoms, as far as that is known.
+
+    Parameters
+    ----------
+    support : (n, m) SciPy sparse array or matrix, or NumPy array, of 0 and 1
+    shape : tuple of int
+        (n, m) as they should be.
+
+    Returns
+    -------
+    csr_array
+        Without explicit zeros.
+    """
+    if not issparse(support) and not (isinstance(support, np.ndarray) and support.ndim == 2):
+        raise TypeError(f"support is a {type(support).__name__}: pass a SciPy sparse array of 0 and 1")
+    if support.dtype.kind not in "buif":
+        raise TypeError(f"support has dtype {support.dtype}: it holds 0 and 1")
+    if support.shape != shape:
+        raise ValueError(f"support has shape {support.shape}: the samples of Y and n_components make it {shape}")
+    rows = csr_array(support)
+    try:
+        rows.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"support is no valid sparse array of shape {shape}: {error}") from error
+    rows = rows.astype(np.float64)
+    rows.sum_duplicates()
+    rows.eliminate_zeros()
+    wrong = rows.data[rows.data != 1]
+    if wrong.size:
+        raise ValueError(f"support holds {wrong[0]:g}: it is 1 where a sample uses an atom, and 0 elsewhere")
+    return rows

@@ -92,7 +92,7 @@ def iterate(
     )
     batch_statistics = tree_sum(statistics)
     if all_at_once:
-        new = _update_all(states, dictionary.atoms, groups, tree_sum(first_passes), update)
+        new = update_all(states, dictionary.atoms, groups, update, tree_sum(first_passes))
     else:
         order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
         order = order[order >= update.n_fixed]
@@ -110,14 +110,33 @@ def iterate(
     return IterationTasks(*delayed_of(atoms, batch_statistics, n_duplicates, seconds))
 
 
-def _update_all(states: Sequence[Lazy], atoms: Any, groups: Sequence[Group], first_pass: Lazy, update: Update) -> Lazy:
-    """`AtomVectors` of all new atoms at once: those of each group from the residual that it leaves."""
+def update_all(
+    states: Sequence[Lazy], atoms: Any, groups: Sequence[Group], update: Update, first_pass: Lazy | None = None
+) -> Lazy:
+    """All new atoms at once, those of each group from the residual that it leaves, as a task.
+
+    Parameters
+    ----------
+    states : sequence of tasks
+        `EncodedChunk` of each chunk.
+    atoms : task
+        `AtomVectors` of the dictionary so far.
+    groups : sequence of Group
+    update : Update
+    first_pass : task, optional
+        `AtomVectors` of ``E_jᵀE_j d_j``, where the encoding has left it.
+
+    Returns
+    -------
+    task
+        `AtomVectors`.
+    """
 
     def pass_over(directions: Any) -> Lazy:
         parts = [task(_pass_for_all, state, groups, atoms, directions, home=state.home) for state in states]
         return tree_sum(parts)
 
-    new = _new_vectors(pass_over, atoms, first_pass, update)
+    new = _new_vectors(pass_over, atoms, pass_over(atoms) if first_pass is None else first_pass, update)
     sums = tree_sum([task(_code_sums, state, atoms, home=state.home) for state in states])
     products = tree_sum([task(coupling.coupling_products, state, sums, groups, home=state.home) for state in states])
     return task(_move_together, atoms, new, sums, products, groups)

@@ -59,9 +59,9 @@ class State(NamedTuple):
     """What an iteration takes over from the one before: all that has to be kept to go on."""
 
     learned: LearnedAtoms
-    iteration: int
+    iteration: int = 0
     """The next one; random choices follow from it and the seed."""
-    n_samples_seen: int
+    n_samples_seen: int = 0
 
 
 def train(

@@ -25,12 +25,13 @@ class Codes(NamedTuple):
 # --- sparse encoding -------------------------------------------------------------------------------------------------
 
 
-def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False, rounding=EPS):
+def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False, rounding=EPS, norms=None):
     """Add the best atom's product to its coefficient until a (k+1)-th distinct atom would be needed.
 
-    Products up to `rounding`, relative to ‖y‖, are no products.
+    Products up to `rounding`, relative to ‖y‖, are no products. `norms` are those ‖y‖, if not of the rows themselves.
     """
     Y, D = np.asarray(Y, np.float64), np.asarray(D, np.float64)
+    norms = np.linalg.norm(Y, axis=1) if norms is None else norms
     codes = no_codes(len(Y), k)
     for i, y in enumerate(Y):
         r = y
@@ -40,11 +41,11 @@ def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False, round
             p = D @ r
             score = p if nonnegative else np.abs(p)
             j = int(np.argmax(score))
-            note_margin(codes.margins, i, y, score, rounding, rtol, r)
-            if score[j] <= rounding * np.linalg.norm(y):
+            note_margin(codes.margins, i, norms[i], score, rounding, rtol, r)
+            if score[j] <= rounding * norms[i]:
                 break
             # ‖r‖ ≤ rtol ‖y‖
-            if rtol > 0 and np.linalg.norm(r) <= rtol * np.linalg.norm(y):
+            if rtol > 0 and np.linalg.norm(r) <= rtol * norms[i]:
                 break
             if j not in x and len(x) == k:
                 break
@@ -56,9 +57,10 @@ def matching_pursuit(Y, D, k, max_steps=None, rtol=0.0, nonnegative=False, round
     return codes
 
 
-def orthogonal_matching_pursuit(Y, D, k, rtol=0.0, rounding=EPS):
+def orthogonal_matching_pursuit(Y, D, k, rtol=0.0, rounding=EPS, norms=None):
     """Add the best atom, then solve least squares on the support; end early where it depends on the support."""
     Y, D = np.asarray(Y, np.float64), np.asarray(D, np.float64)
+    norms = np.linalg.norm(Y, axis=1) if norms is None else norms
     codes = no_codes(len(Y), k)
     for i, y in enumerate(Y):
         support, x, r = [], [], y
@@ -66,10 +68,10 @@ def orthogonal_matching_pursuit(Y, D, k, rtol=0.0, rounding=EPS):
             score = np.abs(D @ r)
             score[support] = 0
             j = int(np.argmax(score))
-            note_margin(codes.margins, i, y, score, rounding, rtol, r)
-            if score[j] <= rounding * np.linalg.norm(y):
+            note_margin(codes.margins, i, norms[i], score, rounding, rtol, r)
+            if score[j] <= rounding * norms[i]:
                 break
-            if rtol > 0 and np.linalg.norm(r) <= rtol * np.linalg.norm(y):
+            if rtol > 0 and np.linalg.norm(r) <= rtol * norms[i]:
                 break
             if np.linalg.matrix_rank(D[[*support, j]]) <= len(support):
                 break
@@ -92,13 +94,41 @@ def refit(Y, D, indices, values):
     return values
 
 
+def groups_of(group_sizes, k):
+    """The atoms of each Matryoshka group, and the slots of its codes: k dealt out to the groups one by one."""
+    sizes = list(group_sizes)
+    budgets = [len(range(number, k, len(sizes))) for number in range(len(sizes))]
+    atoms, slots = (np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1]) for counts in (sizes, budgets))
+    return list(zip(atoms, slots, strict=True))
+
+
+def group_wise_pursuit(Y, D, k, group_sizes, encoder="mp", *, nonnegative=False, rtol=0.0, lstsq=False, rounding=EPS):
+    """One pursuit after the other, each over the atoms of a group and on what the groups before leave.
+
+    The slots of each group are side by side, its empty ones last. What is relative to ‖y‖ is so in every group.
+    """
+    left, D = np.array(Y, np.float64), np.asarray(D, np.float64)
+    norms = np.linalg.norm(left, axis=1)
+    codes = no_codes(len(left), k)
+    for atoms, slots in groups_of(group_sizes, k):
+        if encoder == "omp":
+            found = orthogonal_matching_pursuit(left, D[atoms], len(slots), rtol, rounding, norms)
+        else:
+            found = matching_pursuit(left, D[atoms], len(slots), None, rtol, nonnegative, rounding, norms)
+        values = refit(left, D[atoms], found.indices, found.values) if lstsq else found.values
+        left = residual(left, D[atoms], found.indices, values)
+        codes.indices[:, slots] = np.where(found.indices >= 0, found.indices + atoms[0], -1)
+        codes.values[:, slots] = values
+        codes.margins[:] = np.minimum(codes.margins, found.margins)
+    return codes
+
+
 def no_codes(n_samples, k):
     return Codes(np.full((n_samples, k), -1), np.zeros((n_samples, k)), np.full(n_samples, np.inf))
 
 
-def note_margin(margins, i, y, score, rounding, rtol, r):
-    """Lower the margin of row i to that of a pick, if that is smaller."""
-    norm = np.linalg.norm(y)
+def note_margin(margins, i, norm, score, rounding, rtol, r):
+    """Lower the margin of row i, of this norm, to that of a pick, if that is smaller."""
     if norm > 0:
         best, second = np.sort(np.append(score, -np.inf))[[-1, -2]]
         margins[i] = min(margins[i], (best - second) / norm, abs(best / norm - rounding))
@@ -133,18 +163,32 @@ def singular_atom(E, old):
     return towards(np.linalg.svd(E, full_matrices=False)[2][0], old)
 
 
-def krylov_atom(E, old, n_passes):
-    """EᵀE applied to the Ritz vector of EᵀE in span{d, EᵀE d, …, (EᵀE)^(n_passes − 1) d}."""
+def krylov_atom(E, old, n_passes, tol=0.0):
+    """EᵀE applied to the Ritz vector of EᵀE in span{d, EᵀE d, …, (EᵀE)^(n_passes − 1) d}.
+
+    Or in the first of these spaces whose Ritz pair (θ, v) has ‖EᵀE v − θ v‖ ≤ tol θ.
+    """
     A = E.T @ E
     K = [old]
-    while len(K) < n_passes:
+    while len(K) < n_passes and (tol == 0 or ritz_error(A, *ritz_pair(A, K)) > tol):
         v = A @ K[-1]
         K.append(v / (np.linalg.norm(v) or 1.0))
-    # Orthonormal basis Q, projected matrix QᵀAQ, its eigenvector y of the largest eigenvalue: v = A Q y
+    return towards(A @ ritz_pair(A, K)[1], old)
+
+
+def ritz_pair(A, K):
+    """The largest Ritz value of A in the span of the rows of K, and its Ritz vector."""
+    # Orthonormal basis Q, projected matrix QᵀAQ, its eigenvector y of the largest eigenvalue: v = Q y
     U, sizes, _ = np.linalg.svd(np.transpose(K), full_matrices=False)
     Q = U[:, sizes > 1e-13 * sizes[0]]
-    y = np.linalg.eigh(Q.T @ A @ Q)[1][:, -1]
-    return towards(A @ Q @ y, old)
+    values, vectors = np.linalg.eigh(Q.T @ A @ Q)
+    return values[-1], Q @ vectors[:, -1]
+
+
+def ritz_error(A, theta, v):
+    """‖A v − θ v‖ / θ; 0 where A is zero."""
+    error = np.linalg.norm(A @ v - theta * v)
+    return error / theta if error > 0 else 0.0
 
 
 def power_atom(E, old, n_passes):
@@ -214,26 +258,68 @@ def move_together(old, new, X):
     return moved
 
 
-def inner_batches(n_atoms, size, seed):
-    """The order in which an iteration takes the atoms; all at once without a size."""
+def inner_batches(n_atoms, size, seed, members=None):
+    """The order in which an iteration takes the atoms, or some of them; all at once without a size."""
+    members = np.arange(n_atoms) if members is None else members
     if size is None:
-        return [np.arange(n_atoms)]
+        return [members]
     order = np.random.default_rng([*seed, 0]).permutation(n_atoms)
-    return [order[i : i + size] for i in range(0, n_atoms, size)]
+    order = order[np.isin(order, members)]
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def iteration(Y, D, k, *, encoder="mp", nonnegative=False, rtol=0.0, solver="lanczos", n_passes=2, size=None, seed=()):
-    """The codes of an outer batch, and the new dictionary."""
-    if encoder == "omp":
-        codes = orthogonal_matching_pursuit(Y, D, k, rtol)
-    else:
-        codes = matching_pursuit(Y, D, k, None, rtol, nonnegative)
-    solve = {"lanczos": krylov_atom, "power": power_atom}[solver]
-    batches = inner_batches(len(D), size, seed)
-    new, _, _ = update(Y, D, codes.indices, codes.values, batches, lambda E, d: solve(E, d, n_passes), nonnegative)
-    if len(batches) == 1:
-        new = move_together(np.asarray(D, np.float64), new, dense(codes.indices, codes.values, len(D)))
+def iteration(
+    Y,
+    D,
+    k,
+    *,
+    encoder="mp",
+    nonnegative=False,
+    rtol=0.0,
+    solver="lanczos",
+    n_passes=2,
+    tol=0.0,
+    size=None,
+    seed=(),
+    group_sizes=(),
+    n_fixed=0,
+):
+    """The codes of an outer batch, and the new dictionary; the first `n_fixed` atoms stay as they are.
+
+    Where all atoms of the largest group fit an inner batch, the atoms of each group are updated at once, from the
+    residual that it leaves under the old atoms of all groups. Else group by group and inner batch by inner batch, from
+    what is left of the samples by the groups before as they are by then.
+    """
+    left, D = np.array(Y, np.float64), np.array(D, np.float64)
+    sizes = group_sizes or (len(D),)
+    codes = group_wise_pursuit(Y, D, k, sizes, encoder, nonnegative=nonnegative, rtol=rtol)
+    solve = {"lanczos": lambda E, d: krylov_atom(E, d, n_passes, tol), "power": lambda E, d: power_atom(E, d, n_passes)}
+    at_once = size is None or size >= max(sizes)
+    new = D.copy()
+    for atoms, slots in groups_of(sizes, k):
+        indices, values = codes.indices[:, slots], codes.values[:, slots]
+        if at_once:
+            updated, _, _ = update(left, D, indices, values, [atoms], solve[solver])
+            new[atoms] = move_together(D[atoms], updated[atoms], dense(indices, values, len(D))[:, atoms])
+            left = residual(left, D, indices, values)
+        else:
+            batches = inner_batches(len(D), size, seed, atoms[atoms >= n_fixed])
+            new, _, left = update(left, new, indices, values, batches, solve[solver], nonnegative)
+    new[:n_fixed] = D[:n_fixed]
     return codes, new
+
+
+def near_duplicates(D, usage, max_coherence, n_fixed=0):
+    """Atoms that give way to another one, going from the most used to the least used, fixed ones first.
+
+    An atom keeps its place unless it is that near to one that has kept its own; of equally used ones the first comes
+    first.
+    """
+    G, kept, gone = np.abs(gram(D)), [], []
+    for j in sorted(range(len(D)), key=lambda j: (j >= n_fixed, -usage[j], j)):
+        near = [i for i in kept if G[i, j] > max_coherence]
+        (gone if near and j >= n_fixed else kept).append(j)
+    return sorted(gone)
 
 
 def averages(dictionaries, degree=7, least_cosine=0.5):

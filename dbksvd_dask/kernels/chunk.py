@@ -193,6 +193,15 @@ def _pursue(
     return encoding
 
 
+def centred_rows(rows: Sequence[np.ndarray], dtype: np.dtype, mean: np.ndarray | None) -> np.ndarray:
+    """All rows of a chunk in the precision of the computation, without the mean: (n, d) floats."""
+    n_samples = _count(rows)
+    centred = np.empty((n_samples, rows[0].shape[1]), dtype)
+    _centre(rows, slice(0, n_samples), mean, centred)
+    _check_norms(cpu.squared_row_norms(centred), centred.dtype)
+    return centred
+
+
 def _check_norms(squared_norms: np.ndarray, dtype: np.dtype) -> None:
     """Refuse rows whose products, summed over the samples of a batch, could overflow."""
     largest, limit = np.sqrt(squared_norms.max()), np.sqrt(np.finfo(dtype).max / MOST_SAMPLES)

@@ -15,7 +15,7 @@ from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels import cpu, passes
 from dbksvd_dask.kernels.chunk import EncodedChunk
-from dbksvd_dask.kernels.pursuit import Pursuit
+from dbksvd_dask.kernels.pursuit import Group, Pursuit
 
 DTYPES = [np.float32, np.float64]
 PURSUITS = [
@@ -128,6 +128,164 @@ def test_a_pursuit_that_goes_back_and_forth_ends_after_four_steps_for_each_nonze
     oracle.assert_codes_agree(indices, values, expected, norms, rounding)
 
 
+# --- encoding group by group -----------------------------------------------------------------------------------------
+
+GROUPS = (4, 11, 3, 28)
+GROUP_WISE = [
+    Pursuit(7, group_sizes=GROUPS),
+    Pursuit(5, group_sizes=(15, 31), nonnegative=True),
+    Pursuit(7, group_sizes=GROUPS, rtol=0.6),
+    Pursuit(7, group_sizes=GROUPS, refit="lstsq"),
+    Pursuit(7, "omp", group_sizes=GROUPS),
+    Pursuit(7, "omp", group_sizes=GROUPS, rtol=0.6),
+    Pursuit(3, group_sizes=(46,)),
+]
+
+
+def grams(D, pursuit):
+    """``D Dᵀ`` of each group."""
+    return [oracle.gram(D[group.atoms]).astype(D.dtype) for group in pursuit.groups(len(D))]
+
+
+def expected_group_wise(Y, D, pursuit, dtype):
+    """Codes, with the slots of each group side by side."""
+    return oracle.group_wise_pursuit(
+        Y,
+        D,
+        pursuit.n_nonzero_coefs,
+        pursuit.group_sizes,
+        pursuit.encoder,
+        nonnegative=pursuit.nonnegative,
+        rtol=pursuit.rtol,
+        lstsq=pursuit.refit == "lstsq",
+        rounding=np.finfo(dtype).eps,
+    )
+
+
+def empty_last(codes):
+    """The same codes, the used slots of each sample first and in the order that they have."""
+    order = [sorted(range(len(row)), key=lambda slot, row=row: row[slot] < 0) for row in codes.indices]
+    return codes._replace(
+        **{name: np.take_along_axis(getattr(codes, name), np.array(order), axis=1) for name in ("indices", "values")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "group_sizes", "budgets"),
+    [(7, (4, 11, 3, 28), (2, 2, 2, 1)), (4, (4, 11, 3, 28), (1, 1, 1, 1)), (8, (9, 9, 9), (3, 3, 2)), (5, (), (5,))],
+)
+def test_groups_have_equal_shares_of_k_and_the_first_ones_what_is_left_over(k, group_sizes, budgets):
+    assert Pursuit(k, group_sizes=group_sizes).budgets == budgets
+
+
+@given(k=st.integers(1, 200), group_sizes=st.lists(st.integers(1, 50), min_size=1, max_size=12))
+def test_the_groups_are_all_atoms_and_all_slots_one_after_the_other(k, group_sizes):
+    pursuit = Pursuit(k, group_sizes=tuple(group_sizes))
+    assert sum(pursuit.budgets) == k
+    assert max(pursuit.budgets) - min(pursuit.budgets) <= 1
+    expected = oracle.groups_of(group_sizes, k)
+    for group, (atoms, slots) in zip(pursuit.groups(sum(group_sizes)), expected, strict=True):
+        np.testing.assert_array_equal(np.arange(sum(group_sizes))[group.atoms], atoms)
+        np.testing.assert_array_equal(np.arange(k)[group.slots], slots)
+
+
+def test_without_groups_all_atoms_and_slots_are_one():
+    assert Pursuit(5).groups(16) == [Group(slice(0, 16), slice(0, 5))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pursuit", GROUP_WISE, ids=str)
+def test_each_group_encodes_what_those_before_leave(pursuit, dtype):
+    Y, D, _, mean = problem(11, 120, 40, sum(GROUPS), dtype)
+    Y[[5, 77]] = mean  # zero rows
+    encoding = kernels.encode_with_residual([Y[:50], Y[50:]], D, grams(D, pursuit), mean, pursuit)
+    indices, values, residual = parts(encoding.chunk)
+    centred = (Y - mean).astype(np.float64)
+    norms = np.linalg.norm(centred, axis=1)
+    rounding = oracle.pursuit_rounding(dtype, 40, 30)
+    oracle.assert_codes_agree(indices, values, expected_group_wise(centred, D, pursuit, dtype), norms, rounding)
+    assert np.all(indices[[5, 77]] == -1)
+    assert np.all(values[indices < 0] == 0)
+
+    left = oracle.residual(centred, D, indices, values)
+    assert np.all(np.abs(residual - left) <= rounding * norms[:, np.newaxis])
+    np.testing.assert_allclose(encoding.squared_norms, norms**2, rtol=1e-13)
+    np.testing.assert_allclose(encoding.moments[0], centred.sum(axis=0), rtol=1e-13, atol=1e-10)
+    np.testing.assert_allclose(encoding.moments[1], np.sum(centred**2, axis=0), rtol=1e-13)
+    # ⟨r, d_j⟩ with r the residual that the atom's own group leaves.
+    left = centred
+    for atoms, slots in oracle.groups_of(pursuit.group_sizes, pursuit.n_nonzero_coefs):
+        group = indices[:, slots]
+        assert np.isin(group, [-1, *atoms]).all()
+        left = oracle.residual(left, D, group, values[:, slots])
+        products = np.take_along_axis(left @ D.T.astype(np.float64), np.maximum(group, 0), axis=1)
+        errors = np.abs(encoding.residual_products[:, slots] - products) * (group >= 0)
+        assert np.all(errors <= rounding * norms[:, np.newaxis])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pursuit", GROUP_WISE, ids=str)
+def test_codes_of_groups_have_their_empty_slots_last(pursuit, dtype):
+    Y, D, _, mean = problem(12, 90, 40, sum(GROUPS), dtype)
+    Y[3] = mean
+    codes = kernels.encode([Y], D, grams(D, pursuit), mean, pursuit)
+    within = kernels.encode_with_residual([Y], D, grams(D, pursuit), mean, pursuit).chunk
+    used = codes.indices >= 0
+    assert np.all(np.sort(used, axis=1)[:, ::-1] == used)
+    assert np.all(codes.values[~used] == 0)
+    for found, expected in zip(codes, empty_last(kernels.Codes(within.indices, within.values)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    centred = (Y - mean).astype(np.float64)
+    expected = empty_last(expected_group_wise(centred, D, pursuit, dtype))
+    rounding = oracle.pursuit_rounding(dtype, 40, 30)
+    oracle.assert_codes_agree(*codes, expected, np.linalg.norm(centred, axis=1), rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("encoder", ["mp", "omp"])
+def test_groups_of_one_atom_are_projections_one_after_the_other(encoder, dtype):
+    Y, D, _, _ = problem(19, 30, 20, 3, dtype)
+    pursuit = Pursuit(3, encoder, group_sizes=(1, 1, 1))
+    chunk = kernels.encode_with_residual([Y], D, grams(D, pursuit), None, pursuit).chunk
+    left = Y.astype(np.float64)
+    for j in range(3):
+        x = left @ D[j].astype(np.float64)
+        left = left - np.outer(x, D[j])
+        np.testing.assert_array_equal(chunk.indices[:, j], j)
+        np.testing.assert_allclose(chunk.values[:, j], x, rtol=0, atol=100 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(chunk.residual, left, rtol=0, atol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("n_samples", [1023, 1025, 2049])
+@pytest.mark.parametrize(
+    "pursuit", [Pursuit(5, group_sizes=(6, 5, 9)), Pursuit(3, "omp", group_sizes=(12, 8))], ids=str
+)
+def test_every_block_of_rows_is_encoded_group_by_group(n_samples, pursuit):
+    Y, D, _, _ = problem(13, n_samples, 8, 20, np.float64)
+    Y[::100] = 0
+    expected = expected_group_wise(Y, D, pursuit, np.float64)
+    norms, rounding = np.linalg.norm(Y, axis=1), oracle.pursuit_rounding(np.float64, 8, 20)
+    encoding = kernels.encode_with_residual([Y[:300], Y[300:]], D, grams(D, pursuit), None, pursuit)
+    indices, values, residual = parts(encoding.chunk)
+    oracle.assert_codes_agree(indices, values, expected, norms, rounding)
+    np.testing.assert_allclose(residual, oracle.residual(Y, D, indices, values), rtol=0, atol=1e-13)
+    codes = kernels.encode([Y[:300], Y[300:]], D, grams(D, pursuit), None, pursuit)
+    oracle.assert_codes_agree(*codes, empty_last(expected), norms, rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("encoder", ["mp", "omp"])
+def test_rtol_is_about_the_sample_and_not_about_what_the_groups_before_leave(encoder, dtype):
+    # Atom 0 leaves 0.3 of the norm of both samples, atom 2 less than half of that of the second: 0.16 and 0.12.
+    D = np.eye(5, dtype=dtype)
+    left = np.array([[0, 0.3 * np.sqrt(0.5), 0.3 * np.sqrt(0.5)], [0, np.sqrt(0.3**2 - 0.12**2), 0.12]])
+    Y = np.stack([[np.sqrt(1 - 0.3**2), 0, *row[1:], 0] for row in left]).astype(dtype)
+    pursuit = Pursuit(3, encoder, rtol=0.2, group_sizes=(2, 1, 2))
+    indices, _ = kernels.encode([Y], D, grams(D, pursuit), None, pursuit)
+    assert indices.tolist() == [[0, 2, 3], [0, 2, -1]]
+    # Relative to 0.3 both would have needed the third group: 0.2 · 0.3 = 0.06.
+
+
 @pytest.mark.parametrize(("stored", "dtype"), [(np.float16, np.float32), (np.float32, np.float64)])
 def test_rows_of_lower_precision_are_taken_as_they_are(stored, dtype):
     Y, D, gram, mean = problem(3, 50, 20, 30, dtype)
@@ -194,6 +352,84 @@ def test_the_first_pass_applies_them_to_the_atoms_themselves(pursuit, dtype):
     expected, sizes = passed_by_hand(encoding.chunk, D, range(30), D)
     sums = passes.first_pass(encoding, D, pursuit.groups(len(D)))
     assert np.all(np.abs(sums - expected) <= 20 * np.finfo(dtype).eps * (np.sqrt(140) + 50) * sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pursuit", GROUP_WISE, ids=str)
+def test_the_first_pass_has_the_residual_that_each_group_leaves(pursuit, dtype):
+    Y, D, _, mean = problem(14, 60, 70, sum(GROUPS), dtype)
+    encoding = kernels.encode_with_residual([Y], D, grams(D, pursuit), mean, pursuit)
+    before = [array.copy() for array in parts(encoding.chunk)]
+    sums = passes.first_pass(encoding, D, pursuit.groups(len(D)))
+    for group, chunk in left_by_each_group(encoding.chunk, D, pursuit):
+        members = range(group.atoms.start, group.atoms.stop)
+        expected, sizes = passed_by_hand(chunk, D, members, D[group.atoms])
+        limits = 20 * np.finfo(dtype).eps * (np.sqrt(70) + 60) * sizes
+        assert np.all(np.abs(sums[group.atoms] - expected) <= limits)
+    for array, unchanged in zip(parts(encoding.chunk), before, strict=True):
+        np.testing.assert_array_equal(array, unchanged)
+
+
+def left_by_each_group(chunk, D, pursuit):
+    """Each group with its own codes and what the groups up to it leave, found from what all of them leave."""
+    indices, values, residual = (np.array(array, array.dtype) for array in parts(chunk))
+    for group in pursuit.groups(len(D)):
+        later = slice(group.slots.stop, None)
+        given_back = oracle.dense(indices[:, later], values[:, later], len(D)) @ D.astype(np.float64)
+        yield group, EncodedChunk(indices[:, group.slots], values[:, group.slots], residual + given_back)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group_by_group_goes_from_what_all_groups_leave_back_to_what_the_first_leaves(dtype):
+    pursuit = GROUP_WISE[0]
+    rng = np.random.default_rng(15)
+    D = oracle.random_atoms(rng, sum(GROUPS), 70, dtype)
+    Y = rng.standard_normal((50, 70)).astype(dtype)
+    chunk = kernels.encode_with_residual([Y], D, grams(D, pursuit), None, pursuit).chunk
+    before = chunk.residual.copy()
+    expected = list(left_by_each_group(chunk, D, pursuit))
+    numbers = []
+    for group, part in passes.group_by_group(chunk, D, pursuit.groups(len(D))):
+        number = pursuit.groups(len(D)).index(group)
+        np.testing.assert_array_equal(part.indices, expected[number][1].indices)
+        np.testing.assert_array_equal(part.values, expected[number][1].values)
+        np.testing.assert_allclose(part.residual, expected[number][1].residual, rtol=0, atol=50 * np.finfo(dtype).eps)
+        numbers.append(number)
+    assert numbers == [3, 2, 1, 0]
+    np.testing.assert_array_equal(chunk.residual, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("slots", [slice(0, 2), slice(2, 3), slice(1, None)], ids=str)
+def test_contributions_of_some_slots_are_taken_out_or_given_back(slots, sign, dtype):
+    chunk, _, _ = random_chunk(16, 40, 70, 9, 4, dtype)
+    before = [array.copy() for array in parts(chunk)]
+    D = oracle.random_atoms(np.random.default_rng(17), 9, 70, dtype)
+    changed = passes.with_contributions(chunk, D, slots, sign)
+    contributions = oracle.dense(chunk.indices[:, slots], chunk.values[:, slots], 9) @ D.astype(np.float64)
+    expected = chunk.residual - sign * contributions
+    np.testing.assert_allclose(changed.residual, expected, rtol=0, atol=50 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(changed.indices, chunk.indices)
+    np.testing.assert_array_equal(changed.values, chunk.values)
+    for array, unchanged in zip(parts(chunk), before, strict=True):
+        np.testing.assert_array_equal(array, unchanged)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("idle", [[0], [1, 3], [0, 1, 2, 3, 4]])
+def test_a_pass_leaves_atoms_without_a_vector_out(idle, dtype):
+    rng = np.random.default_rng(18)
+    indices, values = oracle.random_codes(rng, 40, 9, 4)
+    chunk = EncodedChunk(indices, values.astype(dtype), rng.standard_normal((40, 12)).astype(dtype))
+    batch = np.array([7, 2, 0, 8, 4])
+    D, vectors = (oracle.random_atoms(rng, len(batch), 12, dtype) for _ in range(2))
+    everything = passes.atom_pass(chunk, places(batch, 9), D, vectors)
+    vectors[idle] = 0
+    sums = passes.atom_pass(chunk, places(batch, 9), D, vectors)
+    np.testing.assert_array_equal(sums[idle], 0)
+    others = np.setdiff1d(range(len(batch)), idle)
+    np.testing.assert_array_equal(sums[others], everything[others])
 
 
 @pytest.mark.parametrize("n_users", [1, 2, 3])

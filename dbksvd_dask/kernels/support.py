@@ -1,0 +1,71 @@
+"""Codes of one chunk where it is known which atoms each sample uses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.chunk import EncodedChunk, centred_rows
+
+
+def support_slots(support: csr_array) -> np.ndarray:
+    """The atoms of each sample side by side, in ascending order: (n, most of a sample) int32, −1 in empty slots.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> support_slots(csr_array(np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]])))
+    array([[ 1,  2],
+           [-1, -1],
+           [ 0, -1]], dtype=int32)
+    """
+    counts = np.diff(support.indptr)
+    indices = np.full((len(counts), max(counts.max(initial=0), 1)), -1, np.int32)
+    indices[np.arange(indices.shape[1]) < counts[:, np.newaxis]] = support.indices
+    return indices
+
+
+def encode_on_support(
+    rows: Sequence[np.ndarray],
+    dictionary: np.ndarray,
+    gram: np.ndarray,
+    mean: np.ndarray | None,
+    indices: np.ndarray,
+    usable: np.ndarray,
+) -> EncodedChunk:
+    """Least-squares coefficients of the usable atoms among those of each sample; of the others zero.
+
+    Parameters
+    ----------
+    rows : sequence of (…, d) floats
+        The rows of the chunk, n in all.
+    dictionary : (m, d) floats
+    gram : (m, m) floats
+    mean : (d,) floats or None
+        Taken from the rows first.
+    indices : (n, w) int32
+        Those of `support_slots`.
+    usable : (m,) bool
+        Atoms whose direction is known by now.
+    """
+    residual = centred_rows(rows, dictionary.dtype, mean)
+    used = np.where((indices >= 0) & usable[indices], indices, np.int32(-1))
+    order = np.argsort(used < 0, axis=1, kind="stable")  # empty slots last, for the least squares
+    used = np.ascontiguousarray(np.take_along_axis(used, order, axis=1))
+    products, coefficients = np.zeros(used.shape, residual.dtype), np.zeros(used.shape, residual.dtype)
+    samples, slots, atoms = cpu.support_entries(used, np.arange(len(dictionary), dtype=np.int32))
+    products[samples, slots] = cpu.support_products(residual, dictionary, samples, atoms)
+    cpu.refit_least_squares(products, gram, used, coefficients)
+    cpu.subtract_reconstruction(residual, dictionary, used, coefficients)
+    values = np.empty_like(coefficients)
+    np.put_along_axis(values, order, coefficients, axis=1)
+    return EncodedChunk(indices, values, residual)
+
+
+def sum_of_users(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
+    """Sum of the residuals of the samples that use each atom: (m, d) floats."""
+    sums = np.zeros((n_atoms, chunk.residual.shape[1]), chunk.residual.dtype)
+    samples, _, atoms = cpu.support_entries(chunk.indices, np.arange(n_atoms, dtype=np.int32))
+    cpu.accumulate_residual(chunk.residual, samples, atoms, np.ones(len(samples), sums.dtype), sums)
+    return sums
