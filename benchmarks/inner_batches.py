@@ -59,7 +59,7 @@ def main(
     parameters = {"batch_size": batch_size, "max_iter": iterations, "random_state": 0} | json.loads(setting)
     with dask.config.set(num_workers=workers):
         for size in sizes:
-            DBKSVD(16, 2, max_iter=1, inner_batch_size=size and 4 or None).fit(held_out)  # compiles
+            DBKSVD(16, 2, max_iter=1, inner_batch_size=(size and 4) or None).fit(held_out)  # compiles
             model = DBKSVD(m, k, inner_batch_size=size or None, **parameters)
             history = model.fit(train, validation=held_out).history_
             figures = {

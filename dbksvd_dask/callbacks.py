@@ -10,8 +10,6 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
-
 from dbksvd_dask.history import Iteration
 
 
@@ -129,6 +127,8 @@ class ProgressBar(Callback):
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Show the bar."""
+        from tqdm.auto import tqdm  # warns in a notebook without ipywidgets, whoever imports it
+
         self._bar = tqdm(total=n_iterations, unit="iteration", desc="kernels are compiled at first use")
 
     def __call__(self, model: Any, iteration: Iteration) -> None:

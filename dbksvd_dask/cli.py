@@ -64,6 +64,8 @@ def main() -> None:
 @click.option("--max-seconds", type=float, help="End with the first iteration after so many seconds.")
 @click.option("--patience", type=int, help="End when the validation error stands still for so many iterations.")
 @click.option("--inner-batch-size", type=int, help="Atoms updated simultaneously; all by default.")
+@click.option("--matryoshka", is_flag=True, help="In groups of 256, 256, 512, … atoms, each fitted to what is left.")
+@click.option("--max-coherence", type=float, help="Replace the less used one of two atoms nearer than this.")
 @click.option("--init", type=click.Choice(["samples", "random"]), default=_DEFAULTS["init"], help="First dictionary.")
 @click.option("--center/--no-center", default=_DEFAULTS["center"], help="Take the mean from the samples.")
 @click.option("--encoder", type=click.Choice(["mp", "omp"]), default=_DEFAULTS["encoder"], help="Pursuit.")

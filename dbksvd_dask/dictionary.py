@@ -289,6 +289,19 @@ class Dictionary:
         """
         return metrics.coherence(self.atoms)
 
+    def compare(self, other: "Dictionary | np.ndarray") -> xr.Dataset:
+        """How far another dictionary has the same atoms, up to order and sign: see `dbksvd_dask.compare`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Dictionary(np.eye(3)).compare(-np.eye(3)[[2, 0, 1]]).match.values
+        array([1, 2, 0])
+        """
+        from dbksvd_dask.compare import compare  # which builds on dictionaries
+
+        return compare(self, other)
+
     def to_xarray(self) -> xr.Dataset:
         """Variables `atoms` over (atom, feature), `mean` and `group` where there are some, and the history.
 

@@ -107,6 +107,8 @@ def test_fit_writes_the_dictionary_that_the_estimator_learns(run, source):
         (["--init", "random", "--random-state", 7], {"init": "random", "random_state": 7}),
         (["--inner-batch-size", 3, "--shuffle", "chunks"], {"inner_batch_size": 3, "shuffle": "chunks"}),
         (["--dtype", "float64"], {"dtype": "float64"}),
+        (["--matryoshka"], {"matryoshka": True}),
+        (["--max-coherence", 0.9], {"max_coherence": 0.9}),
     ],
     ids=lambda value: "".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -1,11 +1,14 @@
 """One iteration as a Dask graph is one iteration of the oracle, whatever computes it."""
 
+from pathlib import Path
+
 import dask
 import numpy as np
 import oracle
 import pytest
 from dask.delayed import delayed
 
+from dbksvd_dask import DBKSVD, open_embeddings
 from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.iteration import Update, iterate
@@ -14,6 +17,7 @@ from dbksvd_dask.kernels.pursuit import Pursuit
 
 N_SAMPLES, N_FEATURES, N_ATOMS, K = 200, 8, 15, 3
 SEED = [7, 1, 4]
+SAMPLE = Path(__file__).parents[1] / "data" / "minilm-wikitext2.zarr"
 SCHEDULERS = [{"scheduler": "synchronous"}, *({"scheduler": "threads", "num_workers": n} for n in (1, 2, 5))]
 
 
@@ -76,6 +80,123 @@ def test_an_iteration_is_that_of_the_oracle(problem, pursuit, solver, n_passes, 
     assert statistics.l0 == np.count_nonzero(codes.indices >= 0) / N_SAMPLES
 
 
+GROUP_WISE = [
+    Pursuit(K, group_sizes=(4, 11)),
+    Pursuit(5, group_sizes=(4, 3, 8)),
+    Pursuit(5, group_sizes=(4, 3, 8), rtol=0.5),
+    Pursuit(5, "omp", group_sizes=(4, 3, 8)),
+    Pursuit(K, group_sizes=(N_ATOMS,)),
+]
+
+
+def by_hand(Y, D, pursuit, update, n_fixed=0):
+    """Codes and new atoms."""
+    return oracle.iteration(
+        Y,
+        D,
+        pursuit.n_nonzero_coefs,
+        encoder=pursuit.encoder,
+        nonnegative=pursuit.nonnegative,
+        rtol=pursuit.rtol,
+        solver=update.solver,
+        n_passes=update.n_passes,
+        tol=update.tol,
+        size=update.inner_batch_size,
+        seed=SEED,
+        group_sizes=pursuit.group_sizes,
+        n_fixed=update.n_fixed,
+    )
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 1, 3, N_ATOMS])
+@pytest.mark.parametrize(("solver", "n_passes"), [("lanczos", 2), ("power", 1)])
+@pytest.mark.parametrize("pursuit", GROUP_WISE, ids=str)
+def test_a_group_wise_iteration_is_that_of_the_oracle(problem, pursuit, solver, n_passes, inner_batch_size):
+    Y, D = problem
+    update = Update(inner_batch_size, n_passes, solver, replace_unused=None)
+    atoms, statistics = one_iteration(Y, D, pursuit, update)
+    codes, expected = by_hand(Y, D, pursuit, update)
+    assert codes.margins.min() > 1e-10  # no choice of the pursuit is left to rounding
+    np.testing.assert_allclose(atoms, expected, rtol=0, atol=1e-10)
+    # The statistics are those of all groups together.
+    R = oracle.residual(Y, D, codes.indices, codes.values)
+    assert statistics.errors.n_samples == N_SAMPLES
+    np.testing.assert_allclose(statistics.errors.relative_error, oracle.relative_error(Y, R), rtol=1e-12)
+    np.testing.assert_allclose(statistics.errors.variance_explained, oracle.variance_explained(Y, R), rtol=1e-12)
+    np.testing.assert_array_equal(statistics.usage, [np.count_nonzero(codes.indices == j) for j in range(N_ATOMS)])
+    assert statistics.l0 == np.count_nonzero(codes.indices >= 0) / N_SAMPLES
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 3])
+def test_one_group_of_all_atoms_is_no_group(problem, inner_batch_size):
+    Y, D = problem
+    update = Update(inner_batch_size)
+    grouped, flat = (one_iteration(Y, D, Pursuit(K, group_sizes=sizes), update)[0] for sizes in ((N_ATOMS,), ()))
+    np.testing.assert_array_equal(grouped, flat)
+
+
+def test_what_the_later_groups_do_is_nothing_to_the_first(problem):
+    """Its atoms and coefficients are those of a dictionary and of a k of its own."""
+    Y, D = problem
+    update = Update(replace_unused=None)
+    all_groups, _ = one_iteration(Y, D, Pursuit(5, group_sizes=(6, 9)), update)
+    alone, _ = one_iteration(Y, D[:6], Pursuit(3), update)
+    np.testing.assert_allclose(all_groups[:6], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tol", [0.2, 1e-3])
+@pytest.mark.parametrize("inner_batch_size", [None, 3])
+@pytest.mark.parametrize("pursuit", [Pursuit(K), GROUP_WISE[1]], ids=str)
+def test_an_iteration_with_a_tolerance_is_that_of_the_oracle(problem, pursuit, inner_batch_size, tol):
+    Y, D = problem
+    update = Update(inner_batch_size, n_passes=5, replace_unused=None, tol=tol)
+    atoms, _ = one_iteration(Y, D, pursuit, update)
+    np.testing.assert_allclose(atoms, by_hand(Y, D, pursuit, update)[1], rtol=0, atol=1e-10)
+    without, _ = one_iteration(Y, D, pursuit, Update(inner_batch_size, n_passes=5, replace_unused=None))
+    assert np.abs(atoms - without).max() > 1e-6  # fewer passes are not the same
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tol", [0.0, 1e-2, 1e-6])
+@pytest.mark.parametrize("inner_batch_size", [None, 4])
+def test_with_one_atom_a_sample_new_atoms_are_the_singular_vectors_of_its_users(dtype, tol, inner_batch_size):
+    """With k = 1 the error matrix of an atom is its users: by LAPACK, and to the tolerance.
+
+    Atom 0 has one user, atom 1 users that are all the same, atom 2 multiples of one row, atom 3 none but itself as it
+    is, atoms 4 and 5 have two and three users, atom 6 has many.
+    """
+    rng = np.random.default_rng(5)
+    D = np.eye(7, 10) + 0.05 * rng.standard_normal((7, 10))
+    D = oracle.unit_rows(D)
+    near = [oracle.unit_rows(D[[j]] + 0.1 * rng.standard_normal((n, 10))) for j, n in enumerate([1, 1, 1, 1, 2, 3, 60])]
+    users = [near[0], np.repeat(near[1], 9, axis=0), np.outer([2.0, -1.0, 0.3], near[2]), 3 * D[[3]], *near[4:]]
+    users[6] *= rng.uniform(-3, 3, (60, 1))
+    Y = rng.permutation(np.concatenate([*users, np.zeros((2, 10))]))
+    update = Update(inner_batch_size, n_passes=10, replace_unused=None, tol=tol)
+    atoms, statistics = one_iteration(Y.astype(dtype), D.astype(dtype), Pursuit(1), update)
+    assert statistics.usage.tolist() == [len(rows) for rows in users]
+    rounding = 200 * np.finfo(dtype).eps
+    for j, rows in enumerate(users):
+        _, sizes, V = np.linalg.svd(rows, full_matrices=False)
+        gap = 1 - (sizes[1] / sizes[0]) ** 2 if len(sizes) > 1 else 1
+        expected = oracle.towards(V[0], D[j])
+        # The last pass takes the vector nearer by the ratio of the first two eigenvalues, but that is not counted on.
+        limit = rounding / gap if j < 4 else (tol + rounding) / gap
+        assert np.linalg.norm(atoms[j] - expected) <= limit, j
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("inner_batch_size", [None, 4])
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_atoms_stay_where_nothing_is_left(dtype, inner_batch_size, tol):
+    """Zero residual: E_j = x_j d_jᵀ."""
+    Y = np.random.default_rng(6).choice([-2.0, 0.0, 1.0], (50, 6)).astype(dtype)
+    D = np.eye(6, dtype=dtype)[[3, 1, 5, 0, 2, 4]]
+    atoms, statistics = one_iteration(Y, D, Pursuit(6), Update(inner_batch_size, n_passes=4, tol=tol))
+    assert statistics.errors.relative_error == 0
+    np.testing.assert_allclose(atoms, D, rtol=0, atol=4 * np.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_one_atom_at_a_time_with_enough_passes_is_classic_ksvd(problem, nonnegative):
     Y, D = problem
@@ -94,10 +215,14 @@ def test_one_atom_at_a_time_with_enough_passes_is_classic_ksvd(problem, nonnegat
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("update", [Update(), Update(3), Update(7, 3, "power", "random")], ids=str)
-def test_no_bit_depends_on_the_scheduler(problem, update, dtype):
+@pytest.mark.parametrize("group_sizes", [(), (4, 11)])
+@pytest.mark.parametrize(
+    "update", [Update(), Update(3, n_fixed=2), Update(7, 3, "power", "random"), Update(n_passes=3, tol=0.05)], ids=str
+)
+def test_no_bit_depends_on_the_scheduler(problem, update, group_sizes, dtype):
     Y, D = (array.astype(dtype) for array in problem)
-    first, *others = [one_iteration(Y, D, Pursuit(K), update, **scheduler)[0] for scheduler in SCHEDULERS]
+    pursuit = Pursuit(K, group_sizes=group_sizes)
+    first, *others = [one_iteration(Y, D, pursuit, update, **scheduler)[0] for scheduler in SCHEDULERS]
     assert first.dtype == dtype
     for atoms in others:
         np.testing.assert_array_equal(atoms, first)
@@ -121,7 +246,9 @@ def test_an_atom_that_all_samples_use_loses_no_digits_over_many_tasks(shift):
     D = oracle.random_atoms(rng, 1, 6, np.float32)
     tasks = -(-n_samples // ROWS_PER_TASK)
     single, double = (
-        iterate(lazily(Y, tasks), share_dictionary(D.astype(dtype), None, Pursuit(1)), 1, Pursuit(1), Update(), SEED).atoms
+        iterate(
+            lazily(Y, tasks), share_dictionary(D.astype(dtype), None, Pursuit(1)), 1, Pursuit(1), Update(), SEED
+        ).atoms
         for dtype in (np.float32, np.float64)
     )
     single, double = dask.compute(single, double)
@@ -145,6 +272,88 @@ def test_evaluation_is_encoding_without_update(problem):
     R = oracle.residual(Y, D, codes.indices, codes.values)
     np.testing.assert_allclose(statistics.errors.relative_error, oracle.relative_error(Y, R), rtol=1e-12)
     assert statistics.n_unused == N_ATOMS - len(set(codes.indices.ravel()) - {-1})
+
+
+# --- all atoms at once where codes are of one sign -------------------------------------------------------------------
+
+
+def one_signed(seed, n_samples=2000, n_features=32, n_atoms=48, k=6):
+    """Samples of k atoms each with coefficients of 1 to 2, and atoms near those planted."""
+    rng = np.random.default_rng(seed)
+    planted = oracle.random_atoms(rng, n_atoms, n_features)
+    X = np.zeros((n_samples, n_atoms))
+    for x in X:
+        x[rng.choice(n_atoms, size=k, replace=False)] = rng.uniform(1, 2, k)
+    Y = X @ planted + 0.02 * rng.standard_normal((n_samples, n_features))
+    return Y, oracle.unit_rows(planted + 0.15 * rng.standard_normal(planted.shape))
+
+
+@pytest.mark.parametrize("inner_batch_size", [None, 7, 20])
+@pytest.mark.parametrize("group_sizes", [(), (20, 28)])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_an_iteration_on_codes_of_one_sign_is_that_of_the_oracle(nonnegative, group_sizes, inner_batch_size):
+    Y, D = one_signed(0, n_samples=300)
+    pursuit = Pursuit(6, nonnegative=nonnegative, group_sizes=group_sizes)
+    update = Update(inner_batch_size, replace_unused=None)
+    codes, expected = by_hand(Y, D, pursuit, update)
+    assert codes.margins.min() > 1e-10
+    atoms, _ = one_iteration(Y, D, pursuit, update)
+    np.testing.assert_allclose(atoms, expected, rtol=0, atol=1e-10)
+
+
+def test_all_atoms_at_once_leave_less_where_each_for_itself_leaves_more_than_before():
+    Y, D = one_signed(0, n_samples=300)
+    codes = oracle.matching_pursuit(Y, D, 6, nonnegative=True)
+    alone, _, _ = oracle.update(Y, D, *codes[:2], [range(48)], lambda E, d: oracle.krylov_atom(E, d, 2))
+    together, _ = one_iteration(Y, D, Pursuit(6, nonnegative=True), Update(replace_unused=None))
+    X = oracle.dense(*codes[:2], 48)
+    left = [np.linalg.norm(Y - X @ atoms) for atoms in (D, alone, together)]
+    assert left[1] > left[0] > left[2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_all_atoms_at_once_end_where_small_inner_batches_do(nonnegative, seed):
+    Y, init = one_signed(seed)
+    at_once, in_batches = (
+        DBKSVD(48, 6, max_iter=30, init=init, nonnegative=nonnegative, inner_batch_size=size, random_state=0)
+        .fit(Y)
+        .history_.train_relative_error.values
+        for size in (None, 4)
+    )
+    assert at_once[-1] <= 1.1 * in_batches[-1]
+    assert at_once[-1] < 0.5 * at_once[0]
+    assert np.all(at_once[1:] <= 1.05 * np.minimum.accumulate(at_once)[:-1])
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "power"])
+def test_nonnegative_codes_of_embeddings_get_better_all_atoms_at_once(solver):
+    Y = open_embeddings(SAMPLE)[:4096]
+    model = DBKSVD(128, 10, max_iter=12, nonnegative=True, solver=solver, random_state=0).fit(Y)
+    errors = model.history_.train_relative_error.values
+    assert errors[-1] < 0.95 * errors[0]
+    assert np.all(np.diff(errors) < 0.01 * errors[0])
+
+
+# --- atoms that stay as they are -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("inner_batch_size", [None, 1, 4])
+@pytest.mark.parametrize(
+    "pursuit", [Pursuit(K), Pursuit(5, group_sizes=(4, 3, 8)), Pursuit(K, nonnegative=True)], ids=str
+)
+@pytest.mark.parametrize("n_fixed", [1, 5])
+def test_fixed_atoms_stay_to_the_last_bit_and_the_others_are_updated(
+    problem, n_fixed, pursuit, inner_batch_size, dtype
+):
+    Y, D = (array.astype(dtype) for array in problem)
+    update = Update(inner_batch_size, replace_unused=None, n_fixed=n_fixed)
+    atoms, _ = one_iteration(Y, D, pursuit, update)
+    np.testing.assert_array_equal(atoms[:n_fixed], D[:n_fixed])
+    assert np.all(np.abs(atoms[n_fixed:] - D[n_fixed:]).max(axis=1) > 1e-4)
+    if dtype == np.float64:
+        np.testing.assert_allclose(atoms, by_hand(Y, D, pursuit, update)[1], rtol=0, atol=1e-10)
 
 
 # --- unused atoms ----------------------------------------------------------------------------------------------------

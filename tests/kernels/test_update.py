@@ -232,12 +232,16 @@ def passes_taken(basis):
     return np.count_nonzero([q.any(axis=1) for q in basis], axis=0)
 
 
-def errors_with_a_gap(rng, n_atoms=12, n_users=30, n_features=20):
-    """``E_j`` whose first singular value is 1.2 to 3 times the second, which decay slowly."""
-    errors = rng.standard_normal((n_atoms, n_users, n_features))
+ENOUGH_PASSES = 10
+"""More than the Krylov spaces below have dimensions. The update is compiled once more for each number of passes."""
+
+
+def errors_with_a_gap(rng):
+    """``E_j`` of 9 features whose first singular value is 1.2 to 3 times the second; the others decay slowly."""
+    errors = rng.standard_normal((12, 30, 9))
     for E in errors:
         U, _, V = np.linalg.svd(E, full_matrices=False)
-        sizes = 0.9 ** np.arange(n_features)
+        sizes = 0.9 ** np.arange(9)
         sizes[0] *= rng.uniform(1.08, 2.7)
         E[:] = 10 ** rng.uniform(-3, 3) * (U * sizes) @ V
     return errors
@@ -249,7 +253,7 @@ def angle(a, b):
     return np.arctan2(np.linalg.norm(a - cosine * b, axis=-1), np.abs(cosine[..., 0]))
 
 
-@pytest.mark.parametrize("tol", [0.3, 0.01, 1e-4])
+@pytest.mark.parametrize("tol", [0.1, 0.01, 1e-4])
 def test_an_atom_is_done_where_its_ritz_vector_is_as_good_as_the_tolerance(tol):
     """The next direction is zero just where ``‖EᵀE v − θ v‖ ≤ tol θ``, by NumPy from EᵀE itself."""
     rng = np.random.default_rng(0)
@@ -303,7 +307,7 @@ def test_the_tolerance_bounds_the_angle_to_the_first_singular_vector(tol, dtype)
     rng = np.random.default_rng(1)
     errors = errors_with_a_gap(rng)
     old = warm_starts(rng, errors, dtype)
-    new = new_atoms(errors, old, n_passes=40, tol=tol)
+    new = new_atoms(errors, old, n_passes=ENOUGH_PASSES, tol=tol)
     sizes = np.stack([np.linalg.svd(E, compute_uv=False) for E in errors]) ** 2
     lapack = np.stack([np.linalg.svd(E)[2][0] for E in errors])
     arpack = np.stack([svds(E, k=1, random_state=0)[2][0] for E in errors])
@@ -319,25 +323,25 @@ def test_a_larger_tolerance_takes_fewer_passes(dtype):
     rng = np.random.default_rng(2)
     errors = errors_with_a_gap(rng)
     old = warm_starts(rng, errors, dtype)
-    taken = [passes_taken(krylov(errors, old, 40, tol)[0]) for tol in (10.0, 0.3, 0.03, 1e-3, 1e-5)]
+    taken = [passes_taken(krylov(errors, old, ENOUGH_PASSES, tol)[0]) for tol in (10.0, 0.1, 0.01, 1e-3, 1e-5)]
     np.testing.assert_array_equal(taken[0], 1)
     assert np.all(np.diff(taken, axis=0) >= 0)
     assert np.all(np.diff(np.sum(taken, axis=1)) > 0)
-    assert np.all(taken[-1] <= 20)  # more dimensions the space does not have
+    assert np.all(taken[-1] <= 9)  # more dimensions the space does not have
 
 
 def test_an_atom_that_is_done_stays_done():
     rng = np.random.default_rng(3)
     errors = errors_with_a_gap(rng)
     old = warm_starts(rng, errors, np.float64)
-    used = np.array([q.any(axis=1) for q in krylov(errors, old, 15, tol=0.01)[0]])
+    used = np.array([q.any(axis=1) for q in krylov(errors, old, ENOUGH_PASSES, tol=0.01)[0]])
     assert np.all(used[:-1] >= used[1:])
-    assert 0 < np.count_nonzero(used[4]) < len(errors)
+    assert any(0 < np.count_nonzero(direction) < len(errors) for direction in used)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tol", [0.0, 1e-6, 0.1])
-@pytest.mark.parametrize("n_passes", [1, 2, 40])
+@pytest.mark.parametrize("n_passes", [1, 2, ENOUGH_PASSES])
 def test_errors_of_rank_one_are_exact_whatever_the_passes(n_passes, tol, dtype):
     """One user, identical users, users that are multiples of each other; and none of it at all."""
     rng = np.random.default_rng(4)
