@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+
 from dbksvd_dask.history import Iteration
 
 

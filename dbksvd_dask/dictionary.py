@@ -115,9 +115,10 @@ class Dictionary:
         return np.repeat(np.arange(len(sizes)), sizes)
 
     def __repr__(self) -> str:
-        """One line: atoms, features, dtype, k."""
+        """One line: atoms, features, dtype, k, groups."""
         k = "" if self.n_nonzero_coefs is None else f", k={self.n_nonzero_coefs}"
-        return f"<Dictionary: {self.n_atoms} atoms x {self.n_features} features, {self.dtype}{k}>"
+        groups = f", {len(self.group_sizes)} groups" if self.group_sizes else ""
+        return f"<Dictionary: {self.n_atoms} atoms x {self.n_features} features, {self.dtype}{k}{groups}>"
 
     def encode(
         self,

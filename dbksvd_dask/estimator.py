@@ -577,8 +577,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
-def _plain(value: Any) -> str | int | float | bool | None:
+def _plain(value: Any) -> str | int | float | bool | list[int] | None:
     """The value of a parameter as JSON has it; of an array only that it is one."""
+    if isinstance(value, list | tuple) and all(isinstance(item, Integral) for item in value):
+        return [int(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, type | np.dtype):

@@ -81,15 +81,15 @@ def test_without_near_atoms_nothing_goes():
 def with_near_atoms():
     """Five features each for its own atom; atom 5 is near to atom 1, and atom 6 to atom 2.
 
-    Atom 1 is used by more samples than atom 5, and atom 6 by more than atom 2. Samples 30 and 70 have a direction that
-    no atom has any of, and are worst reconstructed.
+    Atom 1 is used by more samples than atom 5, and atom 6 by more than atom 2. Samples 30 and 70 have directions that
+    no atom has, and are worst reconstructed.
     """
     rng = np.random.default_rng(0)
     D = np.eye(7, N_FEATURES)
     D[5], D[6] = 0.95 * np.eye(N_FEATURES)[[1, 2]] + np.sqrt(1 - 0.95**2) * np.eye(N_FEATURES)[[8, 9]]
     users = np.repeat(range(7), [10, 20, 6, 10, 10, 7, 15])
     Y = rng.uniform(1, 2, (len(users), 1)) * D[users] + 0.02 * rng.standard_normal((len(users), N_FEATURES))
-    Y[[30, 70]] = np.outer([0.5, -2.0], np.eye(N_FEATURES)[10]) + [[0.0], [0.3]] * np.eye(N_FEATURES)[11]
+    Y[[30, 70]] = np.eye(N_FEATURES)[[10, 11]] * [[0.5], [-2.0]] + 0.01 * np.eye(N_FEATURES)[0]
     return Y, D
 
 
@@ -198,16 +198,17 @@ def planted_twice():
 def test_a_fit_lowers_the_largest_coherence(planted_twice, batch_size):
     Y, init = planted_twice
     assert metrics.coherence(init).min() > 0.98
-    options = {"max_iter": 15, "init": init, "batch_size": batch_size, "random_state": 0}
+    options = {"max_iter": 25, "init": init, "batch_size": batch_size, "random_state": 0}
     without, with_it = (
         DBKSVD(24, 3, max_coherence=max_coherence, **options).fit(Y) for max_coherence in (None, MAX_COHERENCE)
     )
     assert metrics.coherence(with_it.components_).max() < MAX_COHERENCE < metrics.coherence(without.components_).max()
     assert with_it.score(Y) > without.score(Y)
-    assert with_it.history_.n_duplicate_atoms[0] == 12
-    assert with_it.history_.n_duplicate_atoms[-1] == 0
     assert not without.history_.n_duplicate_atoms.any()
-    assert with_it.history_.coherence[0, -1] > 0.98
+    # An iteration replaces atoms just where those that it began with are too near to each other.
+    history = with_it.history_
+    assert history.n_duplicate_atoms[0] == 12
+    np.testing.assert_array_equal(history.n_duplicate_atoms > 0, history.coherence.sel(quantile=1) > MAX_COHERENCE)
 
 
 def test_a_fit_counts_the_duplicates_of_each_iteration_as_the_oracle_does(planted_twice):
