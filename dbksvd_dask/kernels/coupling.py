@@ -4,7 +4,7 @@ With the codes held, atoms that move by Δ change the residual to ``R − X Δ``
 that would be best if it moved alone, the Jacobi step of this least-squares problem. Along a vector u over the atoms it
 is too long by the factor ``λ = uᵀ C u`` of their coupling ``C = N^(−1/2) XᵀX N^(−1/2)``, where N holds ``Σ_i x_ij²``;
 from λ = 2 on, such steps diverge. Signed codes hardly couple atoms, but those of one sign couple as many as a sample
-uses, along a vector close to the sums of the codes. Along that one the step is divided by λ.
+uses, along a vector close to the sums of the codes. Where λ exceeds 2 for that one, the step along it is divided by λ.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ import numpy as np
 
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.pursuit import Group
+
+STABLE = 2.0
+"""Jacobi steps converge up to this λ; planted codes of one sign diverged from there on, and not before."""
 
 
 def code_sums(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
@@ -72,7 +75,7 @@ def move_together(
     for group in groups:
         u = direction[group.atoms]
         overshoot = u @ products[group.atoms]
-        if overshoot <= 1:
+        if overshoot <= STABLE:
             continue
         moves = (new[group.atoms] - old[group.atoms]).astype(np.float64)
         common = (u * norms[group.atoms]) @ moves
