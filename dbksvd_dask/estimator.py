@@ -481,14 +481,11 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = 0
         known = known_atoms(self)
         self._n_fixed = 0 if self.fixed_atoms is None else len(self.fixed_atoms)
+        self._group_sizes = group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs))
         if self.center and mean is None:
             mean = embeddings_mean(embeddings.data, self._dtype)
         self.mean_ = mean
         return known
-
-    @property
-    def _group_sizes(self) -> tuple[int, ...]:
-        return group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs))
 
     def _training(self, average: bool, first_flat: int | None = None) -> Training:
         update = Update(

@@ -16,6 +16,7 @@ from dbksvd_dask.bounds import welch_bound
 from dbksvd_dask.dictionary import check_atoms
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
+from dbksvd_dask.matryoshka import group_sizes
 
 if TYPE_CHECKING:
     from dbksvd_dask.estimator import DBKSVD
@@ -83,7 +84,8 @@ def check_parameters(model: "DBKSVD", n_samples: int, n_learned: int | None = No
         raise ValueError(
             f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {model.dtype!r} instead."
         )
-    _ = model._pursuit, model._group_sizes  # refuse what does not go together
+    _ = model._pursuit  # refuses what does not go together
+    group_sizes(model.matryoshka, int(model.n_components), int(model.n_nonzero_coefs))
     if model.max_coherence is not None:
         _check_max_coherence(model, model.max_coherence)
     for callback in model.callbacks:
