@@ -88,7 +88,7 @@ class Dictionary:
         self.encoder = encoder
         self.nonnegative = nonnegative
         self.rtol = rtol
-        self.group_sizes = check_group_sizes(group_sizes, self.n_atoms) if len(group_sizes) else ()
+        self.group_sizes = () if np.shape(group_sizes) == (0,) else check_group_sizes(group_sizes, self.n_atoms)
         Pursuit(1, encoder, nonnegative, rtol)  # refuses what is not allowed or does not go together
         self.history = xr.Dataset() if history is None else history
         self.provenance = dict(provenance or {})

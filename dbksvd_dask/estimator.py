@@ -494,11 +494,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             self.solver,
             self.replace_unused,
             float(self.tol),
-            self.max_coherence,
             self._n_fixed,
         )
         pursuit = replace(self._pursuit, group_sizes=self._group_sizes)
-        return Training(pursuit, update, self.mean_, self._seed, average, first_flat)
+        return Training(pursuit, update, self.mean_, self._seed, average, self.max_coherence, first_flat)
 
     def _training_of_fit(self, n_samples: int) -> Training:
         return self._training(

@@ -187,21 +187,35 @@ def check_support(support: Any, shape: tuple[int, int]) -> csr_array:
     csr_array
         Without explicit zeros.
     """
-    if not issparse(support) and not (isinstance(support, np.ndarray) and support.ndim == 2):
+    dense = isinstance(support, np.ndarray) and support.ndim == 2 and not isinstance(support, np.ma.MaskedArray)
+    if not issparse(support) and not dense:
         raise TypeError(f"support is a {type(support).__name__}: pass a SciPy sparse array of 0 and 1")
     if support.dtype.kind not in "buif":
         raise TypeError(f"support has dtype {support.dtype}: it holds 0 and 1")
     if support.shape != shape:
         raise ValueError(f"support has shape {support.shape}: the samples of Y and n_components make it {shape}")
-    rows = csr_array(support)
-    try:
-        rows.check_format(full_check=True)
-    except ValueError as error:
-        raise ValueError(f"support is no valid sparse array of shape {shape}: {error}") from error
-    rows = rows.astype(np.float64)
+    if not dense:
+        _check_indices(support)
+    rows = csr_array(support.astype(np.float64))
     rows.sum_duplicates()
     rows.eliminate_zeros()
     wrong = rows.data[rows.data != 1]
     if wrong.size:
         raise ValueError(f"support holds {wrong[0]:g}: it is 1 where a sample uses an atom, and 0 elsewhere")
     return rows
+
+
+def _check_indices(support: Any) -> None:
+    """Refuse indices out of range, which SciPy would follow beyond its memory."""
+    try:
+        if support.format in ("csr", "csc"):
+            support.check_format(full_check=True)
+            return
+    except ValueError as error:
+        raise ValueError(f"support is no valid sparse array of shape {support.shape}: {error}") from error
+    for name, index, size in zip(("row", "column"), support.tocoo().coords, support.shape, strict=True):
+        if index.size and not 0 <= index.min() <= index.max() < size:
+            raise ValueError(
+                f"support is no valid sparse array of shape {support.shape}: {name} indices run from {index.min()} to "
+                f"{index.max()}"
+            )

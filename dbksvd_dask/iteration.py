@@ -39,8 +39,6 @@ class Update:
     """What becomes of atoms without a user: a residual direction, a random direction, or nothing."""
     tol: float = 0.0
     """An atom takes no more passes when ``‖E_jᵀE_j v − θ v‖ ≤ tol θ``; with the Lanczos solver."""
-    max_coherence: float | None = None
-    """Of atoms nearer to each other than this, the less used one is replaced as well."""
     n_fixed: int = 0
     """So many first atoms stay as they are."""
 
@@ -137,7 +135,7 @@ def update_all(
         return tree_sum(parts)
 
     new = _new_vectors(pass_over, atoms, pass_over(atoms) if first_pass is None else first_pass, update)
-    sums = tree_sum([task(_code_sums, state, atoms, home=state.home) for state in states])
+    sums = tree_sum([task(_code_sums, state, atoms, update.n_fixed, home=state.home) for state in states])
     products = tree_sum([task(coupling.coupling_products, state, sums, groups, home=state.home) for state in states])
     return task(_move_together, atoms, new, sums, products, groups)
 
@@ -242,7 +240,7 @@ def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
 def _next_direction(basis: list[AtomVectors], products: list[AtomVectors], tol: float) -> AtomVectors:
     seconds: dict[str, float] = {}
     with timed(seconds, "update"):
-        krylov = tuple(q.vectors for q in basis), tuple(product.vectors for product in products)
+        krylov = [q.vectors for q in basis], [product.vectors for product in products]
         direction = cpu.next_direction(*krylov, tol)
     return AtomVectors(direction, seconds)
 
@@ -251,13 +249,15 @@ def _next_direction(basis: list[AtomVectors], products: list[AtomVectors], tol: 
 def _new_atoms(basis: list[AtomVectors], products: list[AtomVectors], old: AtomVectors) -> AtomVectors:
     seconds = reduce(add_seconds, (vectors.seconds for vectors in [*basis, *products]))
     with timed(seconds, "update"):
-        krylov = tuple(q.vectors for q in basis), tuple(product.vectors for product in products)
+        krylov = [q.vectors for q in basis], [product.vectors for product in products]
         atoms = cpu.ritz_vectors(*krylov, old.vectors)
     return AtomVectors(atoms, seconds)
 
 
-def _code_sums(state: EncodedChunk, atoms: AtomVectors) -> np.ndarray:
-    return coupling.code_sums(state, len(atoms.vectors))
+def _code_sums(state: EncodedChunk, atoms: AtomVectors, n_fixed: int) -> np.ndarray:
+    sums = coupling.code_sums(state, len(atoms.vectors))
+    sums[:, :n_fixed] = 0  # what does not move does not overshoot
+    return sums
 
 
 def _move_together(

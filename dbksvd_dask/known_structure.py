@@ -5,6 +5,7 @@ beforehand are taken out. A few rounds of K-SVD with the support held make all o
 least squares on the support, then the atoms, all at once. Each round sees one outer batch.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -18,6 +19,7 @@ from dbksvd_dask.iteration import Update, update_all
 from dbksvd_dask.kernels import support as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import EncodedChunk
+from dbksvd_dask.kernels.pursuit import Group
 from dbksvd_dask.training import Training
 
 ROUNDS = 5
@@ -52,7 +54,7 @@ def atoms_of_support(
             slots = [kernels.support_slots(support[rows]) for rows in batches.row_numbers(number)]
             users = np.bincount(np.concatenate([part[part >= 0] for part in slots]), minlength=len(atoms))
             learned = (users > 0) & (np.arange(len(atoms)) >= n_known)
-            new = _update_now(batches.read(number), slots, atoms, usable, learned, training)
+            new = _update_now(batches.read(number), slots, atoms, n_known, usable, learned, training)
             atoms = np.where(learned[:, np.newaxis], new, atoms)
             usable = usable | learned
     return atoms
@@ -62,6 +64,7 @@ def _update_now(
     chunks: list[Any],
     slots: list[np.ndarray],
     atoms: np.ndarray,
+    n_known: int,
     usable: np.ndarray,
     learned: np.ndarray,
     training: Training,
@@ -74,7 +77,8 @@ def _update_now(
     ]
     sums = tree_sum([task(kernels.sum_of_users, state, len(atoms), home=state.home) for state in states])
     begun = task(_begin, dictionary.atoms, sums, learned & ~usable)
-    new = update_all(states, begun, training.flat.groups(len(atoms)), UPDATE)
+    everything = [Group(slice(0, len(atoms)), slice(None))]  # a sample may be known to use more than k atoms
+    new = update_all(states, begun, everything, replace(UPDATE, n_fixed=n_known))
     with without_size_warning():
         return dask.compute(*delayed_of(task(_vectors, new)))[0]
 

@@ -32,9 +32,10 @@ def default_group_sizes(n_atoms: int) -> tuple[int, ...]:
     >>> default_group_sizes(4096), default_group_sizes(1300), default_group_sizes(100)
     ((256, 256, 512, 1024, 2048), (256, 256, 788), (50, 50))
     """
-    first = min(FIRST_GROUP, n_atoms // 2) or n_atoms
-    n_doublings = round(np.log2(n_atoms / first))
-    bounds = [0, *(first * 2**i for i in range(n_doublings)), n_atoms]
+    if n_atoms < 2 * FIRST_GROUP:
+        return (n_atoms // 2, n_atoms - n_atoms // 2) if n_atoms > 1 else (1,)
+    n_doublings = round(np.log2(n_atoms / FIRST_GROUP))
+    bounds = [0, *(FIRST_GROUP * 2**i for i in range(n_doublings)), n_atoms]
     return tuple(int(size) for size in np.diff(bounds))
 
 

@@ -42,6 +42,8 @@ class Training:
     seed: int
     average: bool
     """Whether the atoms are averaged over iterations."""
+    max_coherence: float | None = None
+    """Of atoms nearer to each other than this, the less used one is replaced as an unused one is."""
     first_flat: int | None = None
     """The iteration from which on groups no longer take turns; None for never."""
 
@@ -169,7 +171,7 @@ class _Outcome(NamedTuple):
 def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
     """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
     pursuit = training.pursuit_of(iteration)
-    dictionary = share_dictionary(atoms, training.mean, pursuit, training.update.max_coherence)
+    dictionary = share_dictionary(atoms, training.mean, pursuit, training.max_coherence)
     seed = [training.seed, _ITERATION, iteration]
     tasks = iterate(chunks, dictionary, len(atoms), pursuit, training.update, seed)
     facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)

@@ -240,7 +240,7 @@ def update(Y, D, indices, values, batches, new_atom, nonnegative=False):
 
 
 def move_together(old, new, X):
-    """Where all atoms at once would overshoot along the sums of their codes: that part of the step, divided by λ.
+    """Where all atoms at once would diverge, λ > 2, along the sums of their codes: that part of the step, divided by λ.
 
     λ = uᵀ C u with C = N^(−1/2) XᵀX N^(−1/2), N = Σ_i x_ij², and u ∝ N^(−1/2) Σ_i x_ij.
     """
@@ -250,7 +250,7 @@ def move_together(old, new, X):
     u = X.sum(axis=0) / roots
     u = u / (np.linalg.norm(u) or 1.0)
     overshoot = np.sum((X / roots @ u) ** 2)
-    if overshoot <= 1:
+    if overshoot <= 2:
         return new
     along = np.outer(u, u @ (roots[:, np.newaxis] * step)) / roots[:, np.newaxis]
     moved = new.copy()
@@ -300,7 +300,8 @@ def iteration(
         indices, values = codes.indices[:, slots], codes.values[:, slots]
         if at_once:
             updated, _, _ = update(left, D, indices, values, [atoms], solve[solver])
-            new[atoms] = move_together(D[atoms], updated[atoms], dense(indices, values, len(D))[:, atoms])
+            free = atoms[atoms >= n_fixed]
+            new[free] = move_together(D[free], updated[free], dense(indices, values, len(D))[:, free])
             left = residual(left, D, indices, values)
         else:
             batches = inner_batches(len(D), size, seed, atoms[atoms >= n_fixed])

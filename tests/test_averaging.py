@@ -52,6 +52,19 @@ def test_an_atom_that_became_another_one_is_not_averaged_with_what_it_was():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_atom_that_stays_as_it_is_keeps_its_bits(dtype):
+    rng = np.random.default_rng(5)
+    D = oracle.random_atoms(rng, N_ATOMS, N_FEATURES, dtype)
+    dictionaries = [oracle.unit_rows(D + 0.1 * rng.standard_normal(D.shape)).astype(dtype) for _ in range(20)]
+    for atoms in dictionaries:
+        atoms[:10] = D[:10]
+    learned = averaged(dictionaries)
+    np.testing.assert_array_equal(learned.average[:10], D[:10])
+    expected = oracle.averages([atoms.astype(np.float64) for atoms in dictionaries])[-1]
+    np.testing.assert_allclose(learned.average, expected, atol=20 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_averages_are_unit_rows_in_the_precision_of_the_atoms(dtype):
     rng = np.random.default_rng(2)
     D = oracle.random_atoms(rng, N_ATOMS, N_FEATURES)

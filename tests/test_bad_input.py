@@ -19,6 +19,7 @@ from dbksvd_dask.embeddings import opening
 N_SAMPLES, N_FEATURES, N_ATOMS, K, ROWS = 300, 8, 12, 3, 100
 
 EITHER = (TypeError, ValueError)
+GROUPS_ARE_WHOLE = "Matryoshka groups .* must be a list of whole numbers: how many atoms each has"
 
 
 def example(dtype="float32"):
@@ -277,6 +278,12 @@ NO_OPTIONS = {
     "dtype": ["float16", "int32", "complex64", 32, np.float16, np.int32, np.complex64, str],
     "shuffle": ["rows", True],
     "random_state": [-1, "0", 0.5],
+    "tol": [-1e-9, np.nan, "0.1", None],
+    "flat_share": [-0.1, 1.1, np.nan, "0.5", None],
+    "matryoshka": ["yes", "", None, 8, 2.5],
+    "max_coherence": [0, 0.0, 1, 1.0, 1.5, -0.5, np.nan, "a", True],
+    "fixed_atoms": ["samples", 3, True],
+    "known_atoms": ["samples", 3, True],
     "callbacks": [None, print, "print", {print}, iter([print])],
 }
 
@@ -382,6 +389,84 @@ def continued(**parameters):
         ValueError,
         "init has rank 2, but 12 atoms over 8 features should have 8",
     ),
+    case(
+        "groups that are too many atoms",
+        lambda f: model(matryoshka=[4, 9]).fit(example()),
+        ValueError,
+        r"Matryoshka groups \[4, 9\] add up to 13, but there are 12 atoms",
+    ),
+    case(
+        "groups that are too few atoms partial_fit",
+        lambda f: model(matryoshka=np.array([4, 7])).partial_fit(example()),
+        ValueError,
+        r"Matryoshka groups \[4, 7\] add up to 11, but there are 12 atoms",
+    ),
+    case(
+        "groups continued",
+        lambda f: continued(matryoshka=[4, 9]),
+        ValueError,
+        r"Matryoshka groups \[4, 9\] add up to 13, but there are 12 atoms",
+    ),
+    case("groups of halves", lambda f: model(matryoshka=[3.5, 8.5]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case("groups in floats", lambda f: model(matryoshka=[4.0, 8.0]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case("groups in words", lambda f: model(matryoshka=["4", "8"]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case("groups of groups", lambda f: model(matryoshka=[[4, 8]]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case("groups of booleans", lambda f: model(matryoshka=[True] * 12).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case("no group", lambda f: model(matryoshka=[]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
+    case(
+        "an empty group",
+        lambda f: model(matryoshka=[4, 0, 8]).fit(example()),
+        ValueError,
+        r"Matryoshka groups \[4, 0, 8\] hold one of 0: each has at least one atom",
+    ),
+    case(
+        "a negative group",
+        lambda f: model(matryoshka=[16, -4]).fit(example()),
+        ValueError,
+        r"Matryoshka groups \[16, -4\] hold one of -4: each has at least one atom",
+    ),
+    case(
+        "k < groups",
+        lambda f: model(matryoshka=[3, 3, 3, 3]).fit(example()),
+        ValueError,
+        "n_nonzero_coefs=3 is fewer than the 4 Matryoshka groups",
+    ),
+    case(
+        "k < default groups",
+        lambda f: model(12, 1, matryoshka=True).fit(example()),
+        ValueError,
+        "n_nonzero_coefs=1 is fewer than the 2 Matryoshka groups",
+    ),
+    case(
+        "k < groups continued",
+        lambda f: model(matryoshka=True).fit(example()).set_params(n_nonzero_coefs=1).partial_fit(example()),
+        ValueError,
+        "n_nonzero_coefs=1 is fewer than the 2 Matryoshka groups",
+    ),
+    case(
+        "a group smaller than its share",
+        lambda f: model(matryoshka=[1, 11]).fit(example()),
+        ValueError,
+        "group of 1 atoms has 2 of n_nonzero_coefs=3, more than it has atoms",
+    ),
+    case(
+        "max_coherence below Welch",
+        lambda f: model(max_coherence=0.2).fit(example()),
+        ValueError,
+        "max_coherence=0.2 is below what any 12 atoms over 8 features can have, 0.213",
+    ),
+    case(
+        "max_coherence below Welch continued",
+        lambda f: continued(max_coherence=0.2),
+        ValueError,
+        "max_coherence=0.2 is below what any 12 atoms over 8 features can have, 0.213",
+    ),
+    case(
+        "max_coherence without replacement",
+        lambda f: model(max_coherence=0.9, replace_unused=None).fit(example()),
+        ValueError,
+        "max_coherence replaces atoms, but replace_unused=None",
+    ),
     case("callback", lambda f: model(callbacks=[print, 3]).fit(example()), TypeError, "callback 3 cannot be called"),
     case(
         "callback partial_fit",
@@ -411,6 +496,93 @@ def continued(**parameters):
     case("nonnegative text", lambda f: Dictionary(np.eye(3), nonnegative="x"), TypeError, "must be True or False"),
 )
 def test_parameters_that_do_not_go_together(mistake, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        mistake(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("name", ["fixed_atoms", "known_atoms"])
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: 2 * atoms(3), ValueError, "row 0 has norm 2: atoms have unit norm"),
+        (lambda: changed(atoms(3), 1, 0.0), ValueError, "row 1 has norm 0"),
+        (lambda: changed(atoms(3), 1, np.nan), ValueError, "row 1 is not finite"),
+        (lambda: changed(atoms(3), 2, np.inf), ValueError, "row 2 is not finite"),
+        (lambda: atoms(3, 7), ValueError, r"has shape \(3, 7\), but .* leave room for 12 atoms over 8 features"),
+        (lambda: atoms(13), ValueError, r"has shape \(13, 8\), but .* leave room for 12 atoms over 8 features"),
+        (lambda: atoms(3)[0], ValueError, r"has shape \(8,\)"),
+        (lambda: atoms(3)[:0], ValueError, r"has shape \(0, 8\)"),
+        (lambda: [], ValueError, r"has shape \(0,\)"),
+        (lambda: np.eye(3, 8, dtype=int), TypeError, "has dtype int64: atoms are floating"),
+        (lambda: np.eye(3, 8, dtype=int).tolist(), TypeError, "has dtype int64: atoms are floating"),
+        (lambda: np.eye(3, 8, dtype=bool), TypeError, "has dtype bool"),
+        (lambda: atoms(3) + 0j, TypeError, "has dtype complex128"),
+        (lambda: atoms(3)[[0, 1, 0]], ValueError, "has rank 2, but 3 atoms over 8 features should have 3"),
+        (lambda: plane(4), ValueError, "has rank 2, but 4 atoms over 8 features should have 4"),
+    ],
+    ids=[
+        "long",
+        "zero",
+        "NaN",
+        "infinite",
+        "features",
+        "too-many",
+        "1-D",
+        "no-atoms",
+        "empty",
+        "integers",
+        "integers-listed",
+        "booleans",
+        "complex",
+        "repeated",
+        "in-a-plane",
+    ],
+)
+def test_atoms_known_beforehand_are_atoms(make, error, message, name, method):
+    with pytest.raises(error, match=f"{name} {message}"):
+        getattr(model(**{name: make()}), method)(example())
+
+
+@table(
+    case(
+        "all atoms fixed",
+        lambda f: model(fixed_atoms=atoms()).fit(example()),
+        ValueError,
+        "fixed_atoms are all 12 atoms of n_components: nothing is left to learn",
+    ),
+    case(
+        "too many together",
+        lambda f: model(fixed_atoms=atoms()[:8], known_atoms=atoms()[8:], n_components=11).fit(example()),
+        ValueError,
+        r"known_atoms has shape \(4, 8\), but .* leave room for 3 atoms over 8 features",
+    ),
+    case(
+        "the same atom fixed and known",
+        lambda f: model(fixed_atoms=atoms()[:3], known_atoms=atoms()[2:4]).fit(example()),
+        ValueError,
+        "fixed_atoms with known_atoms has rank 4, but 5 atoms over 8 features should have 5",
+    ),
+    case(
+        "the same atom known and first",
+        lambda f: DBKSVD(5, 2, known_atoms=atoms()[:3], init=atoms()[2:4]).fit(example()),
+        ValueError,
+        "known_atoms with init has rank 4, but 5 atoms over 8 features should have 5",
+    ),
+    case(
+        "init of all atoms besides fixed ones",
+        lambda f: model(fixed_atoms=atoms()[:3], init=atoms()).fit(example()),
+        ValueError,
+        r"init has shape \(12, 8\): .* make it \(9, 8\) besides fixed_atoms$",
+    ),
+    case(
+        "init of too few atoms besides both",
+        lambda f: model(fixed_atoms=atoms()[:3], known_atoms=atoms()[3:5], init=atoms()[5:11]).fit(example()),
+        ValueError,
+        r"init has shape \(6, 8\): .* make it \(7, 8\) besides fixed_atoms and known_atoms$",
+    ),
+)
+def test_atoms_known_beforehand_leave_room_for_the_others(mistake, error, message, tmp_path):
     with pytest.raises(error, match=message):
         mistake(tmp_path)
 
@@ -468,6 +640,17 @@ def unit():
         'nonnegative=True needs encoder="mp"',
     ),
     case(
+        "groups that are too many atoms",
+        lambda f: Dictionary(unit(), group_sizes=[2, 2]),
+        ValueError,
+        r"Matryoshka groups \[2, 2\] add up to 4, but there are 3 atoms",
+    ),
+    case("an empty group", lambda f: Dictionary(unit(), group_sizes=[3, 0]), ValueError, "hold one of 0"),
+    case("groups in floats", lambda f: Dictionary(unit(), group_sizes=[1.0, 2.0]), TypeError, GROUPS_ARE_WHOLE),
+    case("groups in words", lambda f: Dictionary(unit(), group_sizes="12"), TypeError, GROUPS_ARE_WHOLE),
+    case("groups of groups", lambda f: Dictionary(unit(), group_sizes=[[1, 2]]), TypeError, GROUPS_ARE_WHOLE),
+    case("a group of text", lambda f: Dictionary(unit(), group_sizes=["3"]), TypeError, GROUPS_ARE_WHOLE),
+    case(
         "provenance that JSON does not know",
         lambda f: Dictionary(unit(), provenance={"layers": {1, 2}}).to_zarr(f / "dictionary.zarr"),
         TypeError,
@@ -477,6 +660,12 @@ def unit():
 def test_atoms_and_their_parameters(mistake, error, message, tmp_path):
     with pytest.raises(error, match=message):
         mistake(tmp_path)
+
+
+@pytest.mark.parametrize("group_sizes", [3, 1.5, None, True])
+def test_groups_of_a_dictionary_are_a_list(group_sizes):
+    with pytest.raises(TypeError, match=GROUPS_ARE_WHOLE):
+        Dictionary(unit(), group_sizes=group_sizes)
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -510,6 +699,24 @@ def encode(*arguments, **options):
         lambda f: dictionary(encoder="omp").encode(rows(5), nonnegative=True),
         ValueError,
         'nonnegative=True needs encoder="mp"',
+    ),
+    case(
+        "group by group without groups",
+        lambda f: encode(group_wise=True),
+        ValueError,
+        "group_wise=True, but this dictionary has no groups",
+    ),
+    case(
+        "group by group with fewer nonzeros than groups",
+        lambda f: dictionary(group_sizes=(1, 2, 1)).encode(rows(5), group_wise=True),
+        ValueError,
+        "n_nonzero_coefs=2 is fewer than the 3 Matryoshka groups",
+    ),
+    case(
+        "group by group with a share larger than a group",
+        lambda f: dictionary(group_sizes=(1, 3)).encode(rows(5), 4, group_wise=True),
+        ValueError,
+        "group of 1 atoms has 2 of n_nonzero_coefs=4",
     ),
     case(
         "nonnegative refit",
@@ -836,6 +1043,18 @@ def test_only_zero_rows_are_no_error_either():
         ("callbacks", ()),
         ("random_state", np.random.RandomState(0)),
         ("replace_unused", None),
+        ("tol", 0),
+        ("tol", np.float32(0.5)),
+        ("flat_share", 0),
+        ("flat_share", 1),
+        ("matryoshka", [1, 1, N_ATOMS - 2]),
+        ("matryoshka", (N_ATOMS,)),
+        ("matryoshka", np.True_),
+        ("max_coherence", 0.22),
+        ("max_coherence", 0.999),
+        ("fixed_atoms", atoms()[:-1]),
+        ("fixed_atoms", atoms()[:1].tolist()),
+        ("known_atoms", atoms()),
         ("init", atoms().astype("float16")),
         ("init", atoms().tolist()),
     ],

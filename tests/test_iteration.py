@@ -356,6 +356,27 @@ def test_fixed_atoms_stay_to_the_last_bit_and_the_others_are_updated(
         np.testing.assert_allclose(atoms, by_hand(Y, D, pursuit, update)[1], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_steps_that_fixed_atoms_do_not_take_keep_the_others_from_nothing(seed):
+    """The others go on to where they leave least beside the fixed ones: as far as if only they had moved together.
+
+    Fixed ones that are a bit off would take steps of the same kind at each iteration, for ever.
+    """
+    Y, D = one_signed(seed)
+    n_fixed, pursuit = 24, Pursuit(6, nonnegative=True)
+    for _ in range(15):
+        before, (D, _) = D, one_iteration(Y, D, pursuit, Update(replace_unused=None, n_fixed=n_fixed))
+    codes = oracle.matching_pursuit(Y, before, 6, nonnegative=True)
+    X = oracle.dense(*codes[:2], len(D))
+    alone, _, _ = oracle.update(Y, before, *codes[:2], [range(len(D))], lambda E, d: oracle.krylov_atom(E, d, 2))
+    others = before.copy()
+    others[n_fixed:] = oracle.move_together(before[n_fixed:], alone[n_fixed:], X[:, n_fixed:])
+    left = {
+        name: np.linalg.norm(Y - X @ atoms) for name, atoms in {"before": before, "after": D, "others": others}.items()
+    }
+    assert left["before"] - left["after"] > 0.5 * (left["before"] - left["others"])
+
+
 # --- unused atoms ----------------------------------------------------------------------------------------------------
 
 

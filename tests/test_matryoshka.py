@@ -37,7 +37,6 @@ def test_the_groups_are_as_the_docstring_has_them():
             assert 0.4 < last / sum(before) < 1.9
 
 
-@pytest.mark.xfail(reason="three atoms make three groups of one", strict=True)
 def test_three_atoms_are_two_groups_like_any_other_number_below_512():
     assert len(default_group_sizes(3)) == 2
 

@@ -482,14 +482,14 @@ def test_passes_and_projection_leave_the_chunk_as_it_is(dtype):
 
 def one_of_everything():
     """What every kernel makes of a tiny chunk."""
-    Y, D, gram, mean = problem(6, 7, 5, 9, np.float32)
+    Y, D, _, mean = problem(6, 7, 5, 9, np.float32)
     members = places(np.arange(4, 9), 9)
     results = {}
-    for name, pursuit in zip("abcdef", PURSUITS, strict=True):
-        encoding = kernels.encode_with_residual([Y], D, [gram], mean, pursuit)
+    for name, pursuit in zip("abcdefg", [*PURSUITS, Pursuit(3, group_sizes=(4, 5))], strict=True):
+        encoding = kernels.encode_with_residual([Y], D, grams(D, pursuit), mean, pursuit)
         chunk = encoding.chunk
         passed = passes.first_pass(encoding, D, pursuit.groups(len(D)))
-        direction = cpu.next_direction((D,), (passed,), 0.0)
+        direction = cpu.next_direction((D,), (passed,), 1e-3)
         new = cpu.ritz_vectors((D, direction), (passed, passes.atom_pass(chunk, places(range(9), 9), D, direction)), D)
         projected = passes.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
         everything = (

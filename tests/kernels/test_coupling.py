@@ -1,4 +1,4 @@
-"""Where all atoms at once would overshoot along what their samples share, that part of the step is divided by λ."""
+"""Where all atoms at once would diverge along what their samples share, that part of the step is divided by λ."""
 
 import numpy as np
 import oracle
@@ -102,24 +102,25 @@ def test_sums_of_codes_and_their_coupling_are_those_of_the_formula():
     np.testing.assert_array_equal(products[~used], 0)
 
 
-def opposed(n_atoms):
-    """Each atom's largest codes go with smaller ones of the opposite sign of the next: the sums couple nothing."""
-    return np.tile(np.eye(n_atoms) - 0.4 * np.roll(np.eye(n_atoms), 1, axis=1), (8, 1))
+def with_neighbours(n_atoms, x):
+    """A coefficient of 1 of each atom goes with x of the next one: λ = (1 + x)² / (1 + x²), at most 2."""
+    return np.tile(np.eye(n_atoms) + x * np.roll(np.eye(n_atoms), 1, axis=1), (8, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_atoms_that_do_not_overshoot_move_as_they_are_to_the_last_bit(dtype):
-    X = opposed(N_ATOMS)
-    assert shared(X)[3] < 0.5
+@pytest.mark.parametrize("x", [-0.4, 0.0, 0.4, 0.9])
+def test_atoms_that_would_not_diverge_move_as_they_are_to_the_last_bit(x, dtype):
+    X = with_neighbours(N_ATOMS, x)
+    assert shared(X)[3] == pytest.approx((1 + x) ** 2 / (1 + x**2))
     old, new = random_step(0, dtype)
     atoms = moved_together(codes_of(X.astype(dtype)), old, new, Pursuit(N_ATOMS).groups(N_ATOMS))
     np.testing.assert_array_equal(atoms, new)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_group_that_overshoots_leaves_the_others_as_they_are_to_the_last_bit(dtype):
+def test_a_group_that_would_diverge_leaves_the_others_as_they_are_to_the_last_bit(dtype):
     X = np.zeros((96, N_ATOMS))
-    X[:40, :5] = opposed(5)
+    X[:40, :5] = with_neighbours(5, 0.4)
     X[:, 5:] = np.abs(np.random.default_rng(0).standard_normal((96, 7)))
     assert shared(X[:, 5:])[3] > 4
     old, new = random_step(0, dtype)

@@ -4,11 +4,15 @@ For atom j, ``E_j = R_Ω + x_j d_jᵀ``; the new atom is its first right singula
 pass over the residual applies it to one vector of every atom, and Lanczos needs two or three passes.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, dot, load_tile, long_dot
+
+ATOMS_PER_BLOCK = 256
+"""Atoms whose Krylov vectors are put into one array at a time."""
 
 
 @compiled
@@ -150,15 +154,14 @@ def _add_multiple(total: Any, factor: float, vector: Any) -> None:
         total[f] += factor * vector[f]
 
 
-@compiled
-def next_direction(basis: Any, products: Any, tol: float) -> Any:
+def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], tol: float) -> np.ndarray:
     """Lanczos: what the last product adds to the Krylov basis of each atom.
 
     Parameters
     ----------
-    basis : tuple of (w, d) floats
+    basis : sequence of (w, d) floats
         Orthonormal vectors q_1 … q_t of each atom.
-    products : tuple of (w, d) floats
+    products : sequence of (w, d) floats
         ``E_jᵀ E_j q_s`` for each of them.
     tol : float
         An atom is done when ``‖E_jᵀE_j v − θ v‖ ≤ tol θ`` for its Ritz vector v of the largest Ritz value θ.
@@ -168,18 +171,59 @@ def next_direction(basis: Any, products: Any, tol: float) -> Any:
     (w, d) floats
         q_{t+1}; zero where the atom is done or its Krylov space exhausted.
     """
-    size = len(basis)
-    n_atoms, n_features = basis[0].shape
     direction = np.zeros_like(basis[0])
-    exhausted = 16 * np.finfo(basis[0].dtype).eps
+    for block, *krylov in _blocks_of_atoms(basis, products):
+        _next_direction(*krylov, tol, direction[block])
+    return direction
+
+
+def ritz_vectors(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], old: np.ndarray) -> np.ndarray:
+    """New atoms: the best direction in each atom's Krylov space, taken through ``E_jᵀE_j`` once more.
+
+    With one basis vector this is a power step.
+
+    Parameters
+    ----------
+    basis : sequence of (w, d) floats
+        q_1 … q_t of each atom.
+    products : sequence of (w, d) floats
+        ``E_jᵀ E_j q_s`` for each of them.
+    old : (w, d) floats
+        The atoms so far: they give the sign, and stay where ``E_j`` is zero.
+
+    Returns
+    -------
+    (w, d) floats
+        Unit rows with ``⟨new, old⟩ ≥ 0``.
+    """
+    new = old.copy()
+    for block, *krylov in _blocks_of_atoms(basis, products):
+        _ritz_vectors(*krylov, new[block])
+    return new
+
+
+def _blocks_of_atoms(
+    basis: Sequence[np.ndarray], products: Sequence[np.ndarray]
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Some atoms at a time, their vectors in one array: kernels are not compiled anew for each number of passes."""
+    for start in range(0, len(basis[0]), ATOMS_PER_BLOCK):
+        block = slice(start, start + ATOMS_PER_BLOCK)
+        yield block, np.stack([q[block] for q in basis]), np.stack([product[block] for product in products])
+
+
+@compiled
+def _next_direction(basis: Any, products: Any, tol: float, direction: Any) -> None:
+    """Fill `direction`, (w, d) zeros, from (t, w, d) vectors and products."""
+    size, n_atoms, n_features = basis.shape
+    exhausted = 16 * np.finfo(basis.dtype).eps
     projected = np.empty((size, size), np.float64)
     q = np.empty(n_features, np.float64)
     for j in range(n_atoms):
-        q[:] = products[size - 1][j]
+        q[:] = products[size - 1, j]
         scale = np.sqrt(long_dot(q, q))
         for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
             for t in range(size):
-                _add_multiple(q, -long_dot(q, basis[t][j]), basis[t][j])
+                _add_multiple(q, -long_dot(q, basis[t, j]), basis[t, j])
         norm = np.sqrt(long_dot(q, q))
         if norm <= exhausted * scale:
             continue
@@ -191,41 +235,12 @@ def next_direction(basis: Any, products: Any, tol: float) -> Any:
                 continue
         for f in range(n_features):
             direction[j, f] = q[f] / norm
-    return direction
 
 
 @compiled
-def _project(basis: Any, products: Any, j: int, projected: Any) -> None:
-    """Fill `projected` with ``q_s E_jᵀE_j q_tᵀ``."""
-    for s in range(len(basis)):
-        for t in range(s, len(basis)):
-            projected[s, t] = long_dot(basis[s][j], products[t][j])
-            projected[t, s] = projected[s, t]
-
-
-@compiled
-def ritz_vectors(basis: Any, products: Any, old: Any) -> Any:
-    """New atoms: the best direction in each atom's Krylov space, taken through ``E_jᵀE_j`` once more.
-
-    With one basis vector this is a power step.
-
-    Parameters
-    ----------
-    basis : tuple of (w, d) floats
-        q_1 … q_t of each atom.
-    products : tuple of (w, d) floats
-        ``E_jᵀ E_j q_s`` for each of them.
-    old : (w, d) floats
-        The atoms so far: they give the sign, and stay where ``E_j`` is zero.
-
-    Returns
-    -------
-    (w, d) floats
-        Unit rows with ``⟨new, old⟩ ≥ 0``.
-    """
-    n_atoms, n_features = old.shape
-    size = len(basis)
-    new = old.copy()
+def _ritz_vectors(basis: Any, products: Any, new: Any) -> None:
+    """Overwrite `new`, (w, d) atoms so far, from (t, w, d) vectors and products."""
+    size, n_atoms, n_features = basis.shape
     projected = np.empty((size, size), np.float64)
     v = np.empty(n_features, np.float64)
     for j in range(n_atoms):
@@ -233,12 +248,21 @@ def ritz_vectors(basis: Any, products: Any, old: Any) -> Any:
         _, vectors = np.linalg.eigh(projected)
         v[:] = 0.0
         for s in range(size):
-            _add_multiple(v, vectors[s, size - 1], products[s][j])
+            _add_multiple(v, vectors[s, size - 1], products[s, j])
         norm = np.sqrt(long_dot(v, v))
         if norm == 0.0:
             continue
-        if long_dot(v, old[j]) < 0:
+        if long_dot(v, new[j]) < 0:
             norm = -norm
         for f in range(n_features):
             new[j, f] = v[f] / norm
-    return new
+
+
+@compiled
+def _project(basis: Any, products: Any, j: int, projected: Any) -> None:
+    """Fill `projected` with ``q_s E_jᵀE_j q_tᵀ`` for atom j."""
+    size = len(basis)
+    for s in range(size):
+        for t in range(s, size):
+            projected[s, t] = long_dot(basis[s, j], products[t, j])
+            projected[t, s] = projected[s, t]
