@@ -247,7 +247,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         support : (n, n_components) SciPy sparse array of 0 and 1, optional
             Which samples are known to use which atoms, as far as that is known: the first dictionary follows from it
             (paper, section 5.4). Its columns are in the order of `components_`; empty ones are atoms of which nothing
-            is known.
+            is known. Looked at are the samples of the first five outer batches.
 
         Returns
         -------

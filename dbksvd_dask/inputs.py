@@ -187,7 +187,7 @@ def check_support(support: Any, shape: tuple[int, int]) -> csr_array:
     csr_array
         Without explicit zeros.
     """
-    dense = isinstance(support, np.ndarray) and support.ndim == 2 and not isinstance(support, np.ma.MaskedArray)
+    dense = isinstance(support, np.ndarray) and not isinstance(support, np.ma.MaskedArray)
     if not issparse(support) and not dense:
         raise TypeError(f"support is a {type(support).__name__}: pass a SciPy sparse array of 0 and 1")
     if support.dtype.kind not in "buif":

@@ -36,6 +36,8 @@ def encode_on_support(
 ) -> EncodedChunk:
     """Least-squares coefficients of the usable atoms among those of each sample; of the others zero.
 
+    A sample whose usable atoms depend on each other has zeros only.
+
     Parameters
     ----------
     rows : sequence of (…, d) floats
