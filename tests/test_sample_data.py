@@ -73,10 +73,8 @@ def test_the_store_is_small_enough_to_ship():
 
 
 @pytest.mark.parametrize("center", [False, True], ids=["as they are", "centred"])
-def test_nonnegative_fits_get_better_on_the_same_rows_where_all_atoms_at_once_overshoot(center):
+def test_nonnegative_fits_get_better_on_the_same_rows_all_atoms_at_once(center):
     rows = xr.open_zarr(STORE).embeddings[:2048].values.astype(np.float32)
     parameters = {"nonnegative": True, "center": center, "max_iter": 8, "random_state": 0}
     errors = DBKSVD(128, 20, **parameters).fit(rows).history_.train_relative_error.values
     assert (np.diff(errors) < 0).all()
-    errors = DBKSVD(128, 20, inner_batch_size=128, **parameters).fit(rows).history_.train_relative_error.values
-    assert errors.max() > 1.1 * errors[0]
