@@ -24,6 +24,9 @@ from dbksvd_dask.replacement import replace_atoms
 
 _ORDER, _REPLACEMENT = 0, 1  # what a random stream of an iteration is for
 
+SUBSPACE_ITERATIONS = 4
+"""Steps towards the vectors along which all atoms at once would overshoot; see `kernels.coupling`."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -136,8 +139,18 @@ def update_all(
 
     new = _new_vectors(pass_over, atoms, pass_over(atoms) if first_pass is None else first_pass, update)
     sums = tree_sum([task(_code_sums, state, atoms, update.n_fixed, home=state.home) for state in states])
-    products = tree_sum([task(coupling.coupling_products, state, sums, groups, home=state.home) for state in states])
-    return task(_move_together, atoms, new, sums, products, groups)
+    directions = task(_first_directions, sums, groups)
+    products = _coupling_products(states, sums, directions, groups)
+    for _ in range(SUBSPACE_ITERATIONS):
+        directions = task(_orthonormal, products, groups)
+        products = _coupling_products(states, sums, directions, groups)
+    return task(_move_together, atoms, new, sums, directions, products, groups)
+
+
+def _coupling_products(states: Sequence[Lazy], sums: Lazy, directions: Lazy, groups: Sequence[Group]) -> Lazy:
+    return tree_sum(
+        [task(coupling.coupling_products, state, sums, directions, groups, home=state.home) for state in states]
+    )
 
 
 def _update_in_inner_batches(
@@ -260,12 +273,28 @@ def _code_sums(state: EncodedChunk, atoms: AtomVectors, n_fixed: int) -> np.ndar
     return sums
 
 
+@single_threaded()
+def _first_directions(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    return coupling.first_directions(sums, groups)
+
+
+@single_threaded()
+def _orthonormal(products: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    return coupling.orthonormal(products, groups)
+
+
+@single_threaded()
 def _move_together(
-    old: AtomVectors, new: AtomVectors, sums: np.ndarray, products: np.ndarray, groups: Sequence[Group]
+    old: AtomVectors,
+    new: AtomVectors,
+    sums: np.ndarray,
+    directions: np.ndarray,
+    products: np.ndarray,
+    groups: Sequence[Group],
 ) -> AtomVectors:
     seconds = dict(new.seconds)
     with timed(seconds, "update"):
-        atoms = coupling.move_together(old.vectors, new.vectors, sums, products, groups)
+        atoms = coupling.move_together(old.vectors, new.vectors, sums, directions, products, groups)
     return AtomVectors(atoms, seconds)
 
 

@@ -239,23 +239,26 @@ def update(Y, D, indices, values, batches, new_atom, nonnegative=False):
     return D, values, R
 
 
-def move_together(old, new, X):
-    """Where all atoms at once would diverge, λ > 2, along the sums of their codes: that part of the step, divided by λ.
+def move_together(old, new, X, n_directions=8, n_iterations=4):
+    """Where all atoms at once would diverge, along eigenvectors of their coupling with λ > 2: that step divided by λ.
 
-    λ = uᵀ C u with C = N^(−1/2) XᵀX N^(−1/2), N = Σ_i x_ij², and u ∝ N^(−1/2) Σ_i x_ij.
+    C = N^(−1/2) XᵀX N^(−1/2), N = Σ_i x_ij². Subspace iteration from u ∝ N^(−1/2) Σ_i x_ij and random vectors.
     """
-    used = np.any(X, axis=0)
-    X, step = X[:, used], (new - old)[used]
     roots = np.sqrt(np.sum(X**2, axis=0))
-    u = X.sum(axis=0) / roots
-    u = u / (np.linalg.norm(u) or 1.0)
-    overshoot = np.sum((X / roots @ u) ** 2)
-    if overshoot <= 2:
-        return new
-    along = np.outer(u, u @ (roots[:, np.newaxis] * step)) / roots[:, np.newaxis]
-    moved = new.copy()
-    moved[used] = unit_rows(old[used] + step - (1 - 1 / overshoot) * along)
-    return moved
+    used = roots > 0
+    scale = np.divide(1.0, roots, out=np.zeros_like(roots), where=used)
+    C = scale[:, np.newaxis] * (X.T @ X) * scale
+    U = np.random.default_rng(0).standard_normal((len(old), n_directions)) * used[:, np.newaxis]
+    U[:, 0] = X.sum(axis=0) * scale
+    U = np.linalg.qr(U)[0]
+    for _ in range(n_iterations):
+        U = np.linalg.qr(C @ U)[0]
+    overshoots, W = np.linalg.eigh(U.T @ C @ U)
+    moved = np.array(new, np.float64)
+    for overshoot, u in zip(overshoots, (U @ W).T, strict=True):
+        if overshoot > 2:
+            moved -= np.outer((1 - 1 / overshoot) * u * scale, (u * roots) @ (new - old))
+    return unit_rows(moved) if np.any(overshoots > 2) else new
 
 
 def inner_batches(n_atoms, size, seed, members=None):
@@ -300,8 +303,8 @@ def iteration(
         indices, values = codes.indices[:, slots], codes.values[:, slots]
         if at_once:
             updated, _, _ = update(left, D, indices, values, [atoms], solve[solver])
-            free = atoms[atoms >= n_fixed]
-            new[free] = move_together(D[free], updated[free], dense(indices, values, len(D))[:, free])
+            X = dense(indices, values, len(D))[:, atoms] * (atoms >= n_fixed)
+            new[atoms] = move_together(D[atoms], updated[atoms], X)
             left = residual(left, D, indices, values)
         else:
             batches = inner_batches(len(D), size, seed, atoms[atoms >= n_fixed])

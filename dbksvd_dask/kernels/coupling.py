@@ -1,21 +1,26 @@
 """How far all atoms may move at once: what their samples share would otherwise be made up for by each of them.
 
 With the codes held, atoms that move by Δ change the residual to ``R − X Δ``. The update of each atom is about the step
-that would be best if it moved alone, the Jacobi step of this least-squares problem. Along a vector u over the atoms it
-is too long by the factor ``λ = uᵀ C u`` of their coupling ``C = N^(−1/2) XᵀX N^(−1/2)``, where N holds ``Σ_i x_ij²``;
-from λ = 2 on, such steps diverge. Signed codes hardly couple atoms, but those of one sign couple as many as a sample
-uses, along a vector close to the sums of the codes. Where λ exceeds 2 for that one, the step along it is divided by λ.
+that would be best if it moved alone, the Jacobi step of this least-squares problem. Along an eigenvector u, over the
+atoms, of their coupling ``C = N^(−1/2) XᵀX N^(−1/2)``, where N holds ``Σ_i x_ij²``, it is too long by the factor λ, the
+eigenvalue; from λ = 2 on, such steps diverge. Signed codes hardly couple atoms, but those of one sign couple as many as
+a sample uses, along a vector close to the sums of the codes, and atoms that are used together do so among themselves.
+The few eigenvectors with λ > 2 are found by subspace iteration, and the step along them is divided by λ.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.pursuit import Group
 
 STABLE = 2.0
 """Jacobi steps converge up to this λ; planted codes of one sign diverged from there on, and not before."""
+
+N_DIRECTIONS = 8
+"""Vectors that subspace iteration goes on with; on embeddings one to four eigenvalues were above 2."""
 
 
 def code_sums(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
@@ -25,25 +30,46 @@ def code_sums(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
     return np.stack([np.bincount(atoms, values * values, n_atoms), np.bincount(atoms, values, n_atoms)])
 
 
-def coupling_products(chunk: EncodedChunk, sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
-    """``C u`` summed over a chunk for the vector u of `shared_direction`, each group by itself: (m,) float64."""
-    direction, scale = shared_direction(sums, groups), _inverse_norms(sums)
-    products = np.zeros_like(direction)
+def first_directions(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    """The sums of the codes over their norms, and random vectors; orthonormal in each group: (m, N_DIRECTIONS) float64.
+
+    Parameters
+    ----------
+    sums : (2, m) float64
+        Those of `code_sums` over all samples.
+    groups : sequence of Group
+    """
+    scale = _inverse_norms(sums)
+    sizes = [group.atoms.stop - group.atoms.start for group in groups]
+    directions = np.concatenate([np.random.default_rng(0).standard_normal((size, N_DIRECTIONS)) for size in sizes])
+    directions[scale == 0] = 0
+    directions[:, 0] = sums[1] * scale
+    return orthonormal(directions, groups)
+
+
+def orthonormal(directions: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
+    """The same with orthonormal columns in each group; a group of fewer atoms has columns of zeros."""
+    basis = np.zeros_like(directions)
+    for group in groups:
+        q = np.linalg.qr(directions[group.atoms])[0]
+        basis[group.atoms, : q.shape[1]] = q
+    return basis
+
+
+def coupling_products(
+    chunk: EncodedChunk, sums: np.ndarray, directions: np.ndarray, groups: Sequence[Group]
+) -> np.ndarray:
+    """``C U`` summed over a chunk for the directions U, each group by itself: (m, N_DIRECTIONS) float64."""
+    scale = _inverse_norms(sums)
+    products = np.zeros_like(directions)
     for group in groups:
         indices, values = chunk.codes(group.slots)
-        atoms = np.maximum(indices, 0)
-        values = values.astype(np.float64)
-        along = np.sum((direction * scale)[atoms] * values, axis=1, keepdims=True)
-        products += np.bincount(atoms.ravel(), (values * along).ravel(), len(products))
-    return products * scale
-
-
-def shared_direction(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
-    """u, the sums of the codes over their norms, of unit norm in each group: (m,) float64."""
-    direction = sums[1] * _inverse_norms(sums)
-    for group in groups:
-        direction[group.atoms] /= np.linalg.norm(direction[group.atoms]) or 1.0
-    return direction
+        atoms = np.where(indices >= 0, indices - group.atoms.start, 0)
+        scaled = values * scale[group.atoms][atoms]
+        starts = np.arange(len(atoms) + 1) * atoms.shape[1]
+        X = csr_array((scaled.ravel(), atoms.ravel(), starts), (len(atoms), group.atoms.stop - group.atoms.start))
+        products[group.atoms] = X.T @ (X @ directions[group.atoms])
+    return products
 
 
 def _inverse_norms(sums: np.ndarray) -> np.ndarray:
@@ -51,7 +77,12 @@ def _inverse_norms(sums: np.ndarray) -> np.ndarray:
 
 
 def move_together(
-    old: np.ndarray, new: np.ndarray, sums: np.ndarray, products: np.ndarray, groups: Sequence[Group]
+    old: np.ndarray,
+    new: np.ndarray,
+    sums: np.ndarray,
+    directions: np.ndarray,
+    products: np.ndarray,
+    groups: Sequence[Group],
 ) -> np.ndarray:
     """The new atoms, where they would overshoot with a shorter step along what their samples share.
 
@@ -61,7 +92,9 @@ def move_together(
         Unit rows.
     sums : (2, m) float64
         Those of `code_sums` over all samples.
-    products : (m,) float64
+    directions : (m, N_DIRECTIONS) float64
+        Orthonormal in each group.
+    products : (m, N_DIRECTIONS) float64
         Those of `coupling_products` over all samples.
     groups : sequence of Group
 
@@ -70,17 +103,18 @@ def move_together(
     (m, d) floats
         Unit rows.
     """
-    direction, scale, norms = shared_direction(sums, groups), _inverse_norms(sums), np.sqrt(sums[0])
+    scale, norms = _inverse_norms(sums), np.sqrt(sums[0])
     atoms = new.copy()
     for group in groups:
-        u = direction[group.atoms]
-        overshoot = u @ products[group.atoms]
-        if overshoot <= STABLE:
+        projected = directions[group.atoms].T @ products[group.atoms]
+        overshoots, vectors = np.linalg.eigh((projected + projected.T) / 2)
+        u = (directions[group.atoms] @ vectors)[:, overshoots > STABLE]
+        if u.shape[1] == 0:
             continue
         moves = (new[group.atoms] - old[group.atoms]).astype(np.float64)
-        common = (u * norms[group.atoms]) @ moves
-        moves = np.outer((1 - 1 / overshoot) * u * scale[group.atoms], common)
-        shorter = new[group.atoms] - moves
+        common = (u * norms[group.atoms, np.newaxis]).T @ moves
+        excess = 1 - 1 / overshoots[overshoots > STABLE]
+        shorter = new[group.atoms] - (u * excess * scale[group.atoms, np.newaxis]) @ common
         lengths = np.linalg.norm(shorter, axis=1, keepdims=True)
         atoms[group.atoms] = np.where(lengths > 0, shorter / np.where(lengths > 0, lengths, 1), new[group.atoms])
     return atoms
