@@ -80,13 +80,15 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     flat_share : float, default 0.5
         Share of the iterations of `fit`, the last ones, that are one pursuit over all atoms, where there are Matryoshka
         groups: it wins back what the groups cost, and leaves the atoms nearly as different as they made them. 0 gives
-        the paper's algorithm, as does `partial_fit`.
+        the paper's algorithm, as does `partial_fit`. A fit that a callback or Ctrl-C ends early has fewer of them, or
+        none.
     replace_unused : {"residual", "random"} or None, default "residual"
         What becomes of atoms that no sample of an outer batch uses: residual directions of the worst-reconstructed
         samples, random directions, or nothing.
     max_coherence : float, optional
         Of two atoms whose ``|cos|`` is above this, the one that fewer samples use is replaced like an unused one, and
-        its samples are left to the other.
+        its samples are left to the other. Embeddings with a mean of their own need ``center=True``: else nearly all
+        first atoms are near to each other.
     average : bool, default True
         Learn the average of the atoms over iterations, late ones weighing more [2]_, rather than the last atoms, which
         carry the noise of their batch. `fit` does without it where the data are one outer batch: iterations that see
@@ -327,6 +329,11 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check_parameters(self, len(embeddings), len(self.components_) if fitted else None)
             if not fitted:
                 known = self._begin(embeddings)
+            elif group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs)) != self._group_sizes:
+                raise ValueError(
+                    f"matryoshka={self.matryoshka} differs from the groups learned so far, {list(self._group_sizes)}: "
+                    "fit anew, or set it back"
+                )
             batches = self._batches(embeddings)
             training = self._training(average=self.average)
             if not fitted:

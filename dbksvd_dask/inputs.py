@@ -85,7 +85,8 @@ def check_parameters(model: "DBKSVD", n_samples: int, n_learned: int | None = No
             f"The 'dtype' parameter of DBKSVD must be float32, float64 or None. Got {model.dtype!r} instead."
         )
     _ = model._pursuit  # refuses what does not go together
-    group_sizes(model.matryoshka, int(model.n_components), int(model.n_nonzero_coefs))
+    if n_learned is None:
+        group_sizes(model.matryoshka, int(model.n_components), int(model.n_nonzero_coefs))
     if model.max_coherence is not None:
         _check_max_coherence(model, model.max_coherence)
     for callback in model.callbacks:

@@ -27,7 +27,8 @@ def sweep(
     """Fit a dictionary for every combination of parameters, reading the data once.
 
     Each fit is the one that `DBKSVD` makes with these parameters, to the last bit. Fits with the same number of atoms
-    begin with one and the same first dictionary, which is made once.
+    begin with one and the same first dictionary, which is made once. A sweep that fails or is interrupted returns
+    nothing.
 
     Parameters
     ----------

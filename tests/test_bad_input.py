@@ -407,6 +407,17 @@ def continued(**parameters):
         ValueError,
         r"Matryoshka groups \[4, 9\] add up to 13, but there are 12 atoms",
     ),
+    case(
+        "other groups continued",
+        lambda f: (
+            model(matryoshka=[4, 8])
+            .fit(example())
+            .set_params(matryoshka=False, n_nonzero_coefs=1)
+            .partial_fit(example())
+        ),
+        ValueError,
+        r"matryoshka=False differs from the groups learned so far, \[4, 8\]: fit anew, or set it back",
+    ),
     case("groups of halves", lambda f: model(matryoshka=[3.5, 8.5]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
     case("groups in floats", lambda f: model(matryoshka=[4.0, 8.0]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
     case("groups in words", lambda f: model(matryoshka=["4", "8"]).fit(example()), TypeError, GROUPS_ARE_WHOLE),
