@@ -6,16 +6,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import validate_parameter_constraints
 
 from dbksvd_dask.codes import SparseCodes
-from dbksvd_dask.dictionary import Dictionary, check_atoms
+from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.estimator import DBKSVD
-from dbksvd_dask.initialize import distinct_directions, random_directions
-from dbksvd_dask.inputs import check_parameters, is_lazy
-from dbksvd_dask.kernels.cpu import first_nonfinite_row, squared_row_norms
+from dbksvd_dask.initialize import distinct_directions
+from dbksvd_dask.inputs import check_parameters, is_lazy, open_rows
+from dbksvd_dask.kernels.cpu import squared_row_norms
 from dbksvd_dask.metrics import ErrorSums, atom_usage
 
 
@@ -107,8 +106,7 @@ def ksvd_baseline(
     }
     constraints = {name: DBKSVD._parameter_constraints[name] for name in given}
     validate_parameter_constraints(constraints, given, caller_name="ksvd_baseline")
-    check_parameters(DBKSVD(n_components, n_nonzero_coefs), len(rows))
-    atoms = _first_atoms(rows, n_components, init, random_state)
+    atoms = _first_atoms(rows, DBKSVD(n_components, n_nonzero_coefs, init=init, random_state=random_state))
     records = []
     for _ in range(max_iter):
         start = perf_counter()
@@ -172,34 +170,16 @@ def _rows_in_memory(Y: np.ndarray) -> np.ndarray:
             "memory: pass a NumPy array, or fit DBKSVD, which reads them as it goes"
         )
     dtype = np.result_type(open_embeddings(Y).dtype, np.float32)  # refuses what are no embeddings
-    rows = np.ascontiguousarray(Y, dtype)
-    bad = first_nonfinite_row(rows)
-    if bad >= 0:
-        raise ValueError(f"Y contains NaN or infinity: row {bad} is the first found. Drop such rows or repair them.")
-    return rows
+    return np.ascontiguousarray(Y, dtype)
 
 
-def _first_atoms(
-    rows: np.ndarray,
-    n_atoms: int,
-    init: Literal["samples", "random"] | np.ndarray,
-    random_state: int | np.random.RandomState | None,
-) -> np.ndarray:
-    """The dictionary that `DBKSVD` would begin with if all rows were one outer batch."""
-    n_samples, n_features = rows.shape
-    if not isinstance(init, str):
-        atoms = check_atoms(init, "init").astype(rows.dtype)
-        if atoms.shape != (n_atoms, n_features):
-            raise ValueError(
-                f"init has shape {atoms.shape}: n_components and the features of Y make it {(n_atoms, n_features)}"
-            )
-        return atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
-    seed = [int(check_random_state(random_state).randint(np.iinfo(np.int32).max)), 0]  # that of DBKSVD's first atoms
-    directions = rows[:0]
-    if init == "samples":
-        chosen = np.random.default_rng(seed).permutation(n_samples)[: 2 * n_atoms]
-        directions = distinct_directions(rows[chosen], n_atoms)
-    return np.concatenate([directions, random_directions(n_atoms - len(directions), n_features, rows.dtype, seed)])
+def _first_atoms(rows: np.ndarray, model: DBKSVD) -> np.ndarray:
+    """The dictionary that the model would begin with if all rows were one outer batch; refuses what it refuses."""
+    model.set_params(batch_size=max(len(rows), 1))
+    embeddings = open_rows(model, rows, reset=True)
+    check_parameters(model, len(rows))
+    known = model._begin(embeddings)
+    return model._first_atoms(model._batches(embeddings), known, model._training_of_fit(len(rows)))
 
 
 def _replace_unused(atoms: np.ndarray, codes: SparseCodes, rows: np.ndarray, residual: np.ndarray) -> None:

@@ -179,6 +179,8 @@ class Dictionary:
         if embeddings.shape[1] != self.n_features:
             raise ValueError(f"Y has {embeddings.shape[1]} features, but the atoms have {self.n_features}")
         pursuit = self._pursuit(n_nonzero_coefs, encoder, nonnegative, rtol, refit)
+        if not isinstance(group_wise, bool | np.bool_):
+            raise TypeError(f"group_wise={group_wise!r} must be True or False")
         if group_wise:
             pursuit = replace(pursuit, group_sizes=self._groups_for(pursuit.n_nonzero_coefs))
         shared = share_dictionary(self.atoms, self.mean, pursuit)

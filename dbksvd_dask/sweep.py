@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from copy import deepcopy
 from itertools import product
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from sklearn.utils import check_random_state
 
 from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.embeddings.opening import Source
@@ -69,10 +68,10 @@ def sweep(
     """
     names, values = _check_grid(grid, parameters)
     combinations = [dict(zip(names, chosen, strict=True)) for chosen in product(*values)]
-    seed = {"random_state": int(check_random_state(parameters.get("random_state")).randint(np.iinfo(np.int32).max))}
-    if isinstance(parameters.get("random_state"), Integral):
-        seed = {}  # the same for each fit already
-    models = [DBKSVD(**(parameters | seed | combination)) for combination in combinations]
+    seed = parameters.get("random_state")
+    seed = np.random.RandomState() if seed is None else seed
+    # A generator of random numbers is copied, so that every fit draws what the first one draws.
+    models = [DBKSVD(**(parameters | combination | {"random_state": deepcopy(seed)})) for combination in combinations]
     for model in models:
         model._validate_params()
     _fit_together(models, Y, validation, one_start=not {"init", "fixed_atoms", "known_atoms"} & set(names))

@@ -712,6 +712,9 @@ def encode(*arguments, **options):
         'nonnegative=True needs encoder="mp"',
     ),
     case(
+        "group-wise in words", lambda f: encode(group_wise="yes"), TypeError, "group_wise='yes' must be True or False"
+    ),
+    case(
         "group by group without groups",
         lambda f: encode(group_wise=True),
         ValueError,

@@ -256,8 +256,16 @@ def test_embeddings_that_are_not_in_memory_are_for_dbksvd(lazy):
 
 
 MISTAKES = {
-    "NaN": (lambda: ksvd_baseline(with_value(np.nan), 5, 2), ValueError, "Y contains NaN or infinity: row 17 "),
-    "infinity": (lambda: ksvd_baseline(with_value(-np.inf), 5, 2), ValueError, "Y contains NaN or infinity: row 17 "),
+    "NaN": (
+        lambda: ksvd_baseline(with_value(np.nan), 5, 2),
+        ValueError,
+        "Y contains NaN or infinity: row 17, in chunk 0, is the first",
+    ),
+    "infinity": (
+        lambda: ksvd_baseline(with_value(-np.inf), 5, 2),
+        ValueError,
+        "Y contains NaN or infinity: row 17, in chunk 0, is the first",
+    ),
     "overflow": (lambda: ksvd_baseline(with_value(1e200), 5, 2), ValueError, "overflows .* scale the embeddings"),
     "integers": (lambda: ksvd_baseline(np.ones((30, 6), int), 5, 2), TypeError, "has dtype int64: embeddings are"),
     "complex": (lambda: ksvd_baseline(rows() + 0j, 5, 2), TypeError, "has dtype complex128: embeddings are"),

@@ -58,6 +58,15 @@ def test_without_a_seed_all_fits_still_share_one():
     np.testing.assert_array_equal(first.atoms, second.atoms)
 
 
+def test_a_generator_of_random_numbers_seeds_each_fit_as_it_would_seed_one():
+    def generator():
+        return np.random.RandomState(5)
+
+    results = sweep(example(), {"n_nonzero_coefs": [2, 3]}, n_components=12, **(COMMON | {"random_state": generator()}))
+    one = DBKSVD(12, 3, **(COMMON | {"random_state": generator()})).fit(example())
+    np.testing.assert_array_equal(results.dictionary.sel(n_nonzero_coefs=3).item().atoms, one.components_)
+
+
 def test_values_that_label_nothing_are_labelled_by_their_text():
     results = sweep(example(), {"inner_batch_size": [None, 4], "n_components": [12]}, n_nonzero_coefs=3, **COMMON)
     assert results.inner_batch_size.values.tolist() == ["None", "4"]

@@ -36,8 +36,8 @@ class ToyProblem(NamedTuple):
         >>> problem.support(0.5).nnz, problem.support(1.0).nnz
         (95, 200)
         """
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction={fraction} must be from 0 to 1")
+        if not isinstance(fraction, Real) or not 0 <= fraction <= 1:
+            raise ValueError(f"fraction={fraction!r} must be from 0 to 1")
         support = (self.codes != 0).astype(np.int8)
         support.data[support.indices >= round(fraction * len(self.atoms))] = 0
         support.eliminate_zeros()

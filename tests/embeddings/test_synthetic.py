@@ -155,9 +155,9 @@ def test_a_fit_of_the_same_seed_does_not_begin_with_the_planted_atoms(seed):
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fraction", [1.5, -0.1, np.nan, np.inf])
+@pytest.mark.parametrize("fraction", [1.5, -0.1, np.nan, np.inf, "x", None])
 def test_a_fraction_is_from_0_to_1(problem, fraction):
-    with pytest.raises(ValueError, match=f"fraction={fraction} must be from 0 to 1"):
+    with pytest.raises(ValueError, match=f"fraction={fraction!r} must be from 0 to 1"):
         problem.support(fraction)
 
 
