@@ -173,7 +173,12 @@ def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], 
     """
     direction = np.zeros_like(basis[0])
     for block, *krylov in _blocks_of_atoms(basis, products):
-        _next_direction(*krylov, tol, direction[block])
+        last, goal = np.ones(len(krylov[0][0])), np.full(len(krylov[0][0]), -np.inf)
+        if tol > 0:
+            values, vectors = np.linalg.eigh(_projections(*krylov))
+            # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
+            last, goal = np.abs(vectors[:, -1, -1]), tol * values[:, -1]
+        _next_direction(*krylov, last, goal, direction[block])
     return direction
 
 
@@ -198,7 +203,8 @@ def ritz_vectors(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], ol
     """
     new = old.copy()
     for block, *krylov in _blocks_of_atoms(basis, products):
-        _ritz_vectors(*krylov, new[block])
+        _, vectors = np.linalg.eigh(_projections(*krylov))
+        _ritz_vectors(krylov[1], vectors[:, :, -1], new[block])
     return new
 
 
@@ -212,43 +218,35 @@ def _blocks_of_atoms(
 
 
 @compiled
-def _next_direction(basis: Any, products: Any, tol: float, direction: Any) -> None:
-    """Fill `direction`, (w, d) zeros, from (t, w, d) vectors and products."""
+def _next_direction(basis: Any, products: Any, last: Any, goal: Any, direction: Any) -> None:
+    """Fill `direction`, (w, d) zeros, from (t, w, d) vectors and products, unless ``‖q‖ last ≤ goal``, each (w,)."""
     size, n_atoms, n_features = basis.shape
     exhausted = 16 * np.finfo(basis.dtype).eps
-    projected = np.empty((size, size), np.float64)
     q = np.empty(n_features, np.float64)
     for j in range(n_atoms):
-        q[:] = products[size - 1, j]
+        for f in range(n_features):
+            q[f] = products[size - 1, j, f]
         scale = np.sqrt(long_dot(q, q))
         for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
             for t in range(size):
                 _add_multiple(q, -long_dot(q, basis[t, j]), basis[t, j])
         norm = np.sqrt(long_dot(q, q))
-        if norm <= exhausted * scale:
+        if norm <= exhausted * scale or norm * last[j] <= goal[j]:
             continue
-        if tol > 0:
-            _project(basis, products, j, projected)
-            values, vectors = np.linalg.eigh(projected)
-            # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
-            if norm * abs(vectors[size - 1, size - 1]) <= tol * values[size - 1]:
-                continue
         for f in range(n_features):
             direction[j, f] = q[f] / norm
 
 
 @compiled
-def _ritz_vectors(basis: Any, products: Any, new: Any) -> None:
-    """Overwrite `new`, (w, d) atoms so far, from (t, w, d) vectors and products."""
-    size, n_atoms, n_features = basis.shape
-    projected = np.empty((size, size), np.float64)
+def _ritz_vectors(products: Any, weights: Any, new: Any) -> None:
+    """Overwrite `new`, (w, d) atoms so far, by (t, w, d) products, weighted by (w, t)."""
+    size, n_atoms, n_features = products.shape
     v = np.empty(n_features, np.float64)
     for j in range(n_atoms):
-        _project(basis, products, j, projected)
-        _, vectors = np.linalg.eigh(projected)
-        v[:] = 0.0
+        for f in range(n_features):
+            v[f] = 0.0
         for s in range(size):
-            _add_multiple(v, vectors[s, size - 1], products[s, j])
+            _add_multiple(v, weights[j, s], products[s, j])
         norm = np.sqrt(long_dot(v, v))
         if norm == 0.0:
             continue
@@ -259,10 +257,13 @@ def _ritz_vectors(basis: Any, products: Any, new: Any) -> None:
 
 
 @compiled
-def _project(basis: Any, products: Any, j: int, projected: Any) -> None:
-    """Fill `projected` with ``q_s E_jᵀE_j q_tᵀ`` for atom j."""
-    size = len(basis)
-    for s in range(size):
-        for t in range(s, size):
-            projected[s, t] = long_dot(basis[s, j], products[t, j])
-            projected[t, s] = projected[s, t]
+def _projections(basis: Any, products: Any) -> Any:
+    """``q_s E_jᵀE_j q_tᵀ`` of (t, w, d) vectors and products: (w, t, t) float64."""
+    size, n_atoms, _ = basis.shape
+    projected = np.empty((n_atoms, size, size), np.float64)
+    for j in range(n_atoms):
+        for s in range(size):
+            for t in range(s, size):
+                projected[j, s, t] = long_dot(basis[s, j], products[t, j])
+                projected[j, t, s] = projected[j, s, t]
+    return projected
