@@ -7,7 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from numbers import Integral, Real
+from threading import Lock
 from typing import Any, ClassVar, Literal, Self
+from weakref import WeakSet
 
 import llvmlite.binding
 import numpy as np
@@ -32,7 +34,11 @@ from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.known_structure import atoms_of_support
 from dbksvd_dask.matryoshka import group_sizes
+from dbksvd_dask.run import Run
 from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
+
+_being_fitted: WeakSet = WeakSet()
+_lock = Lock()
 
 
 class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -274,6 +280,49 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Frozen({'iteration': 5})
         """
         refuse_second_argument(y)
+        return self._fit(Y, validation, support, self.callbacks)
+
+    def fit_async(
+        self,
+        Y: Source,
+        *,
+        validation: Source | None = None,
+        support: sparray | spmatrix | np.ndarray | None = None,
+    ) -> Run:
+        """Learn a dictionary in a background thread, and return at once.
+
+        In a notebook the convergence monitor is shown, elsewhere a progress bar. The model is the one that `fit` makes,
+        to the last bit, if it is not stopped. Several models can be fitted side by side.
+
+        Parameters
+        ----------
+        Y, validation, support
+            As in `fit`.
+
+        Returns
+        -------
+        Run
+            To stop, pause, resume and await the fit. What the fit raises is shown in the monitor, and raised by
+            `Run.wait` and by awaiting the run.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> run = DBKSVD(12, 3, max_iter=5, random_state=0).fit_async(Y[:400], validation=Y[400:])
+        >>> run.wait().n_iter_
+        5
+        """
+        return Run(self, lambda watchers: self._fit(Y, validation, support, [*self.callbacks, *watchers]))
+
+    def _fit(
+        self,
+        Y: Source,
+        validation: Source | None,
+        support: sparray | spmatrix | np.ndarray | None,
+        callbacks: Sequence[Callable],
+    ) -> Self:
         self._validate_params()
         with self._unchanged_unless_iterated():
             self._iterations: list[Iteration] = []
@@ -289,7 +338,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 n_known = sum(len(given) for given in (self.fixed_atoms, self.known_atoms) if given is not None)
                 atoms = atoms_of_support(batches, support, atoms, n_known, training)
             self._state = State(LearnedAtoms.of(atoms))
-            self._train(batches, held_out, training, self.max_iter)
+            self._train(batches, held_out, training, self.max_iter, callbacks)
         return self
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
@@ -338,7 +387,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             training = self._training(average=self.average)
             if not fitted:
                 self._state = State(LearnedAtoms.of(self._first_atoms(batches, known, training)))
-            self._train(batches, None, training, batches.n_batches)
+            self._train(batches, None, training, batches.n_batches, self.callbacks)
         return self
 
     def transform(self, Y: Source) -> csr_array | SparseCodes:
@@ -467,6 +516,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @contextmanager
     def _unchanged_unless_iterated(self) -> Iterator[None]:
         """Leave the model as it was, if what happens inside fails before the first iteration has ended."""
+        with _lock:
+            if self in _being_fitted:
+                raise RuntimeError("this model is being fitted already: wait for that, or fit a clone of it")
+            _being_fitted.add(self)
         before = vars(self).copy()
         n_before = len(before.get("_iterations", ()))
         try:
@@ -477,6 +530,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self.__dict__.clear()
                 self.__dict__.update(before)
             raise
+        finally:
+            _being_fitted.discard(self)
 
     def _begin(self, embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
         """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
@@ -521,7 +576,12 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return first_atoms(batches, int(self.n_components), init, known, training)
 
     def _train(
-        self, batches: OuterBatches, validation: xr.DataArray | None, training: Training, n_iterations: int
+        self,
+        batches: OuterBatches,
+        validation: xr.DataArray | None,
+        training: Training,
+        n_iterations: int,
+        callbacks: Sequence[Callable],
     ) -> None:
         held_out = None if validation is None else validation.data
         iterations = train(batches, held_out, training, self._state, n_iterations)
@@ -530,14 +590,14 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.stopped_by_ = "error"
         with ExitStack() as stack:
             stack.enter_context(closing(iterations))
-            for callback in self.callbacks:
+            for callback in callbacks:
                 if isinstance(callback, Callback):
                     callback.begin(self, n_iterations)
                     stack.callback(callback.end, self)
             try:
                 for state, iteration in iterations:
                     self._go_on_from(state, iteration)
-                    asking = [callback for callback in self.callbacks if callback(self, iteration)]
+                    asking = [callback for callback in callbacks if callback(self, iteration)]
                     if asking:
                         self.stopped_by_ = getattr(asking[0], "__name__", type(asking[0]).__name__)
                         break

@@ -6,7 +6,6 @@ tasks of an iteration with 64 inner batches. Here tasks know their arguments, an
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from operator import getitem
@@ -19,6 +18,8 @@ from dask.base import get_scheduler
 from dask.core import get_dependencies
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from dbksvd_dask.shared_setting import SharedSetting
 
 FAN_IN = 4
 """Parts that one task of a tree sum adds up."""
@@ -155,9 +156,17 @@ def _ancestors(graph: Mapping[Any, Any], key: Any) -> list[Any]:
     return list(found)
 
 
-def without_size_warning() -> AbstractContextManager:
+def without_size_warning() -> SharedSetting:
     """For graphs that hold a dictionary: on a cluster it travels with them, and `distributed` would warn of it."""
-    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"})
+    return _no_size_warning
+
+
+def _raise_threshold() -> Callable[[], Any]:
+    setting = dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"})
+    return lambda: setting.__exit__(None, None, None)
+
+
+_no_size_warning = SharedSetting(_raise_threshold)
 
 
 def homes(n_calls: int) -> list[str | None]:
@@ -166,12 +175,12 @@ def homes(n_calls: int) -> list[str | None]:
     Left to itself a cluster deals them out to whoever is free; then half of what is computed with them and summed over
     them travels. None for each where there is no cluster.
     """
-    client = _active_client()
+    client = active_client()
     slots = [] if client is None else [home for home, n_threads in client.nthreads().items() for _ in range(n_threads)]
     return [slots[i * len(slots) // n_calls] if slots else None for i in range(n_calls)]
 
 
-def _active_client() -> Any:
+def active_client() -> Any:
     """The `distributed.Client` that computes for this thread, None where Dask's own schedulers do."""
     scheduler = getattr(get_scheduler(), "__self__", None)
     return scheduler if hasattr(scheduler, "nthreads") else None

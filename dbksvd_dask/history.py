@@ -9,6 +9,9 @@ import xarray as xr
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Quantiles of the atoms' coherence that the history holds."""
 
+COHERENCE_BINS = 40
+"""Equal bins over [0, 1] into which the history counts the atoms by their coherence."""
+
 STAGES = ("wait", "read", "gram", "product", "pursuit", "residual", "statistics", "update", "validation")
 """Stages of an iteration. "wait" is the driver's, for rows that were not read in time; the others are task seconds."""
 
@@ -45,6 +48,8 @@ class Iteration:
     """Atoms nearer than `max_coherence` to one that is used more, and replaced for it; 0 without `max_coherence`."""
     coherence: np.ndarray = field(metadata={"dims": ("quantile",)})
     """`QUANTILES` over the atoms of the largest |cos| with any other atom; the dictionary it began with."""
+    coherence_histogram: np.ndarray = field(metadata={"dims": ("bin",)})
+    """How many atoms have a coherence in each of `COHERENCE_BINS`."""
     seconds: float
     """Wall time of the iteration."""
     stage_seconds: np.ndarray = field(metadata={"dims": ("stage",)})
@@ -53,7 +58,7 @@ class Iteration:
 
 def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
     """The records as a Dataset over `iteration`; empty for none."""
-    shapes = {"quantile": len(QUANTILES), "stage": len(STAGES)}
+    shapes = {"quantile": len(QUANTILES), "bin": COHERENCE_BINS, "stage": len(STAGES)}
     variables = {}
     for f in fields(Iteration)[1:]:
         dims = f.metadata.get("dims", ())
@@ -64,6 +69,7 @@ def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
         coords={
             "iteration": [record.iteration for record in iterations],
             "quantile": list(QUANTILES),
+            "bin": (np.arange(COHERENCE_BINS) + 0.5) / COHERENCE_BINS,
             "stage": np.array(STAGES, np.dtypes.StringDType()),
         },
     )

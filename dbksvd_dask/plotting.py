@@ -22,7 +22,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from dbksvd_dask import metrics
 from dbksvd_dask.bounds import welch_bound
 from dbksvd_dask.codes import SparseCodes
-from dbksvd_dask.compare import atoms_of
+from dbksvd_dask.comparison import atoms_of
 from dbksvd_dask.dictionary import Dictionary
 
 # Okabe and Ito's colours, which the colour-blind tell apart; grey for their yellow, too light for a line.

@@ -19,7 +19,7 @@ from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import delayed_of, task, tree_sum, without_size_warning
-from dbksvd_dask.history import QUANTILES, STAGES, Iteration
+from dbksvd_dask.history import COHERENCE_BINS, QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
@@ -209,6 +209,8 @@ def _record(
         n_unused_atoms=outcome.batch.n_unused,
         n_duplicate_atoms=outcome.n_duplicates,
         coherence=np.quantile(outcome.coherence, QUANTILES),
+        # Two equal atoms have a |cos| of 1 but for rounding.
+        coherence_histogram=np.histogram(np.minimum(outcome.coherence, 1), COHERENCE_BINS, (0, 1))[0],
         seconds=seconds,
         stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
     )

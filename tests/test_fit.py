@@ -13,7 +13,7 @@ import xarray as xr
 from small_fits import BATCH, N_ATOMS, N_BATCHES, N_FEATURES, N_SAMPLES, K, example, in_chunks, model
 
 from dbksvd_dask import DBKSVD, Callback, metrics
-from dbksvd_dask.history import QUANTILES, STAGES, Iteration
+from dbksvd_dask.history import COHERENCE_BINS, QUANTILES, STAGES, Iteration
 from dbksvd_dask.kernels import chunk
 
 # --- iterations ------------------------------------------------------------------------------------------------------
@@ -21,14 +21,14 @@ from dbksvd_dask.kernels import chunk
 
 def test_the_history_has_a_record_of_every_iteration():
     history = model().fit(example(), validation=example(seed=1)).history_
-    assert history.sizes == {"iteration": 6, "quantile": len(QUANTILES), "stage": len(STAGES)}
+    assert history.sizes == {"iteration": 6, "quantile": len(QUANTILES), "bin": COHERENCE_BINS, "stage": len(STAGES)}
     assert history.iteration.values.tolist() == list(range(6))
     assert tuple(history["quantile"].values) == QUANTILES
     assert tuple(history["stage"].values) == STAGES
     assert set(history.data_vars) == {f.name for f in fields(Iteration)} - {"iteration"}
     for name, variable in history.data_vars.items():
-        other = {"coherence": ("quantile",), "stage_seconds": ("stage",)}.get(name, ())
-        assert variable.dims == ("iteration", *other), name
+        dims = {"coherence": ("quantile",), "coherence_histogram": ("bin",), "stage_seconds": ("stage",)}
+        assert variable.dims == ("iteration", *dims.get(name, ())), name
         assert np.isfinite(variable).all(), name
     assert np.all(history.train_l0 <= K)
     assert np.all(np.diff(history.coherence, axis=1) >= 0)
@@ -62,6 +62,8 @@ def test_figures_of_training_and_validation_are_those_of_the_dictionaries_before
             np.testing.assert_allclose(record[f"{split}_variance_explained_per_feature"], explained, 1e-5)
             assert record[f"{split}_l0"] == metrics.l0(codes.indices)
         np.testing.assert_allclose(record.coherence, np.quantile(before.coherence(), QUANTILES), rtol=1e-5)
+        bins = np.minimum(before.coherence() * COHERENCE_BINS, COHERENCE_BINS - 1).astype(int)
+        np.testing.assert_array_equal(record.coherence_histogram, np.bincount(bins, minlength=COHERENCE_BINS))
         used = dictionaries[i].encode(batch).indices
         assert record.n_unused_atoms == np.count_nonzero(metrics.atom_usage(used, N_ATOMS) == 0)
 

@@ -1,29 +1,16 @@
 """One BLAS thread inside a task: the parallelism is Dask's, over chunks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-_lock = Lock()
-_holders = 0
+from dbksvd_dask.shared_setting import SharedSetting
 
 
-def _nothing() -> None: ...
-
-
-_restore: Callable[[], Any] = _nothing
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded() -> SharedSetting:
     """Limit BLAS to one thread while anybody in this process is inside; the last one out restores what was before.
-
-    The number of BLAS threads belongs to the process. If every task saved and restored it for itself, overlapping
-    tasks would restore each other's limit and leave it at one for ever.
 
     Examples
     --------
@@ -31,18 +18,7 @@ def single_threaded() -> Iterator[None]:
     >>> with single_threaded():
     ...     product = np.ones((2, 3)) @ np.ones((3, 2))
     """
-    global _holders, _restore
-    with _lock:
-        if _holders == 0:
-            _restore = _limit()
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                _restore()
+    return _one_thread
 
 
 def _limit() -> Callable[[], Any]:
@@ -57,7 +33,7 @@ def _limit() -> Callable[[], Any]:
         if all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas"):
             return lambda call=call, limits=limits: call(limits.restore_original_limits)  # type: ignore[misc]
         call(limits.restore_original_limits)
-    return _nothing
+    return lambda: None
 
 
 def _in_a_thread_that_ends(function: Callable[[], Any]) -> Any:
@@ -67,3 +43,6 @@ def _in_a_thread_that_ends(function: Callable[[], Any]) -> Any:
 
 def _here(function: Callable[[], Any]) -> Any:
     return function()
+
+
+_one_thread = SharedSetting(_limit)

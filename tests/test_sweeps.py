@@ -23,6 +23,7 @@ def test_each_fit_is_that_of_the_estimator_to_the_last_bit(init, center):
         "matryoshka": 2,
         "iteration": 5,
         "quantile": 5,
+        "bin": 40,
         "stage": results.sizes["stage"],
     }
     for m in GRID["n_components"]:

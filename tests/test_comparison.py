@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbksvd_dask import Dictionary
-from dbksvd_dask.compare import compare, stability
+from dbksvd_dask.comparison import compare, stability
 
 
 def atoms(n_atoms, n_features=6, seed=0, dtype=np.float64):
