@@ -5,10 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help lab demo test lint docs notebooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+lab: .venv/.installed ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks/01_quickstart.ipynb
 
 demo: .venv/.installed ## fit a dictionary of the embeddings that come with the repository
 	$(BIN)/dbksvd fit data/minilm-wikitext2.zarr --where split=train --validation-where split=validation \
@@ -23,8 +26,14 @@ lint: .venv/.installed ## check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: .venv/.installed ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
+
+notebooks: .venv/.installed ## run the notebooks and keep their output
+	$(BIN)/python notebooks/execute.py
+
 clean: ## remove .venv, the demo's dictionary, builds and caches
-	rm -rf .venv demo-dictionary.zarr build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-dictionary.zarr build dist docs/_build docs/_notebooks docs/_widgets docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml

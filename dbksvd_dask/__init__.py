@@ -1,6 +1,6 @@
 """Sparse dictionaries of transformer embeddings by Double-Batch K-SVD, as Dask graphs of numba kernels.
 
-The public names are those of ``__init__.pyi``. Each is imported when it is first used: `import dbksvd_dask` costs nothing.
+The public names are those of ``__init__.pyi``; each is imported when it is first used.
 """
 
 import lazy_loader

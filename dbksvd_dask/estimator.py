@@ -34,6 +34,7 @@ from dbksvd_dask.iteration import Update
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.known_structure import atoms_of_support
 from dbksvd_dask.matryoshka import group_sizes
+from dbksvd_dask.reprs import model_html
 from dbksvd_dask.run import Run
 from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
 
@@ -128,8 +129,9 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Iterations so far.
     n_features_in_ : int
         d.
-    stopped_by_ : str
-        Why the last fit ended: "max_iter", "interrupt", "error", or the name of a callback.
+    stopped_by_ : str or None
+        Why the last fit ended: "max_iter", "stop" (`Run.stop`), "interrupt", "error", or the name of a callback; None
+        while it goes on.
 
     References
     ----------
@@ -503,7 +505,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def history_(self) -> xr.Dataset:
         """What happened at each iteration."""
         check_is_fitted(self)
-        return history_dataset(self._iterations)
+        return history_dataset(list(self._iterations))  # a copy: a fit in the background may add to them meanwhile
 
     @property
     def _n_features_out(self) -> int:
@@ -587,7 +589,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         iterations = train(batches, held_out, training, self._state, n_iterations)
         self._note_parameters()
         n_before = self.n_iter_
-        self.stopped_by_ = "error"
+        self.stopped_by_: str | None = None
         with ExitStack() as stack:
             stack.enter_context(closing(iterations))
             for callback in callbacks:
@@ -607,6 +609,9 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 if self.n_iter_ == n_before:
                     raise
                 self.stopped_by_ = "interrupt"
+            except BaseException:
+                self.stopped_by_ = "error"
+                raise
 
     def _note_parameters(self) -> None:
         """Those of the fit go into the provenance, not those set later."""
@@ -632,6 +637,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             "cpu": f"{platform.machine()} {llvmlite.binding.get_host_cpu_name()}",
             "versions": {name: version(name) for name in ("dbksvd-dask", "dask", "numba", "numpy")},
         }
+
+    def _html_repr(self) -> str:
+        """What scikit-learn shows in notebooks, unless `set_config(display="text")`."""
+        return model_html(self)
 
     def __sklearn_tags__(self) -> Any:
         """Say what scikit-learn's checks may expect."""

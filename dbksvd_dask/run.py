@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-import sys
+import logging
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from importlib.util import find_spec
@@ -15,10 +15,17 @@ from numba.core import event
 from dbksvd_dask.callbacks import Callback, ProgressBar
 from dbksvd_dask.graph import active_client
 from dbksvd_dask.history import Iteration
+from dbksvd_dask.jupyter_kernel import answer_widgets, in_notebook
+from dbksvd_dask.reprs import run_html
 
 if TYPE_CHECKING:
     from dbksvd_dask.estimator import DBKSVD
     from dbksvd_dask.widgets import ConvergenceMonitor
+
+SECONDS_BETWEEN_CLICKS = 0.05
+"""How often an awaited run looks whether a button was pressed."""
+
+logger = logging.getLogger(__name__)
 
 _COMPILING = "compiling the kernels, which are then kept on disk"
 _ENDS = {"max_iter": "all iterations are done", "stop": "stopped by hand"}
@@ -69,7 +76,7 @@ class Run:
         self._lock = RLock()  # what the monitor is told is told in order
         self._future: Future[DBKSVD] = Future()
         self._future.set_running_or_notify_cancel()  # so that a cancelled `await` leaves it alone
-        if _in_notebook() and find_spec("anywidget"):
+        if in_notebook() and find_spec("anywidget"):
             from IPython.display import display
 
             display(self.monitor)
@@ -145,7 +152,7 @@ class Run:
             self._tell()
 
     def wait(self, timeout: float | None = None) -> "DBKSVD":
-        """Wait until the fit has ended, in scripts; in a notebook `await` the run, so that its buttons work meanwhile.
+        """Wait until the fit has ended. In a notebook rather `await` the run: its buttons work meanwhile.
 
         Kernel → Interrupt (Ctrl-C) ends the waiting, and not the fit.
 
@@ -186,7 +193,14 @@ class Run:
 
     def __await__(self) -> Generator[Any, None, "DBKSVD"]:
         """The fitted model, when the fit has ended; raises what it has raised."""
-        return asyncio.wrap_future(self._future).__await__()
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> "DBKSVD":
+        future = asyncio.wrap_future(self._future)
+        while not future.done():
+            answer_widgets()
+            await asyncio.wait([future], timeout=SECONDS_BETWEEN_CLICKS)
+        return future.result()
 
     @property
     def monitor(self) -> "ConvergenceMonitor":
@@ -208,8 +222,6 @@ class Run:
         return f"<Run: {self.state}, {self.n_done} of {self.n_iterations or self.model.max_iter} iterations>"
 
     def _repr_html_(self) -> str:
-        from dbksvd_dask.reprs import run_html
-
         return run_html(self)
 
     def _obey(self, command: Literal["stop", "pause", "resume"]) -> None:
@@ -234,16 +246,15 @@ class Run:
     def _begin(self, n_iterations: int) -> None:
         with self._lock:
             self.n_iterations = n_iterations
-            if self._monitor is not None:
-                self._monitor.begin(n_iterations, self._dashboard)
-            self._tell(self._message)
+            self._show("begin", n_iterations, self._dashboard)
+            self._tell()
 
     def _note(self, iteration: Iteration) -> None:
         with self._lock:
             self._iterations.append(iteration)
-            if self._monitor is not None:
-                self._monitor.add(iteration)
+            self._show("add", iteration)
             if self._message:
+                self._message = ""
                 self._tell()
 
     def _stay(self) -> None:
@@ -259,14 +270,19 @@ class Run:
 
     def _finish(self, outcome: Literal["finished", "failed"], message: str) -> None:
         with self._lock:
-            self._outcome = outcome
-            self._tell(message)
+            self._outcome, self._message = outcome, message
+            self._tell()
 
-    def _tell(self, message: str = "") -> None:
-        """Show the state."""
-        self._message = message
+    def _tell(self) -> None:
+        self._show("set_status", self.state, self._message)
+
+    def _show(self, method: str, *arguments: Any) -> None:
+        """Have the monitor do it. A browser that goes away must not end the fit."""
         if self._monitor is not None:
-            self._monitor.set_state(self.state, message)
+            try:
+                getattr(self._monitor, method)(*arguments)
+            except Exception:
+                logger.exception("the monitor has failed; the fit goes on")
 
 
 class _Watcher(Callback):
@@ -297,14 +313,9 @@ class _CompileListener(event.Listener):
     def on_start(self, event: event.Event) -> None:
         """A kernel begins to be compiled."""
         with self._run._lock:
-            if self._run._message != _COMPILING:
-                self._run._tell(_COMPILING)
+            if self._run._outcome is None and self._run._message != _COMPILING:
+                self._run._message = _COMPILING
+                self._run._tell()
 
     def on_end(self, event: event.Event) -> None:
         """It has been: the next iteration takes the message away."""
-
-
-def _in_notebook() -> bool:
-    """Whether this is a Jupyter kernel."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

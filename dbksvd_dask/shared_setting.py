@@ -7,7 +7,7 @@ from typing import Any
 
 
 class SharedSetting(ContextDecorator):
-    """A context manager and decorator: the first one in makes a setting of the process, the last one out puts back what was before.
+    """A context manager and decorator: the first one in makes a setting, the last one out puts back what was before.
 
     If everybody saved and restored it for themselves, those who overlap would restore each other's setting and leave it
     for ever.

@@ -10,10 +10,15 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ["dev", "notebook"]
+EXTRAS = ["dev", "docs", "notebook"]
 
 # Where conda-forge's name is not PyPI's. The conda package dask-core with numpy is what pip knows as dask[array].
-CONDA_NAMES = {"dask": "dask-core", "ml-dtypes": "ml_dtypes"}
+CONDA_NAMES = {
+    "dask": "dask-core",
+    "lazy-loader": "lazy_loader",
+    "ml-dtypes": "ml_dtypes",
+    "playwright": "playwright-python",
+}
 
 # What a conda environment needs besides: pip, to install the package itself.
 CONDA_ONLY = {"pip": SpecifierSet()}
@@ -26,6 +31,8 @@ def requirements_of_pyproject() -> dict[str, SpecifierSet]:
     wanted = {"python": SpecifierSet(project["requires-python"])}
     for requirement in map(Requirement, lines):
         name = canonicalize_name(requirement.name)
+        if name == canonicalize_name(project["name"]):  # its other extras
+            continue
         wanted[CONDA_NAMES.get(name, name)] = requirement.specifier
     return wanted
 
