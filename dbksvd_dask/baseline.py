@@ -40,11 +40,12 @@ def ksvd_baseline(
     init: Literal["samples", "random"] | np.ndarray = "samples",
     random_state: int | np.random.RandomState | None = None,
 ) -> Baseline:
-    """Learn a dictionary by classic K-SVD [1]_: small and plain, for comparison with `DBKSVD`.
+    """Learn a dictionary by classic K-SVD: small and plain, for comparison with `DBKSVD`.
 
-    Each iteration encodes all samples, and then goes through the atoms in storage order: atom j becomes the first right
-    singular vector of ``E_j = R_Ω + x_j d_jᵀ``, with ``x_j = s₁ u₁`` and the residual up to date before the next atom
-    has its turn. Atoms that no sample uses become the samples of the largest residuals, in unit norm.
+    It is the method of [1]_. Each iteration encodes all samples, and then goes through the atoms in storage order: atom j
+    becomes the first right singular vector of ``E_j = R_Ω + x_j d_jᵀ``, with ``x_j = s₁ u₁`` and the residual up to
+    date before the next atom has its turn. Atoms that no sample uses become the samples of the largest residuals, in
+    unit norm.
 
     Parameters
     ----------

@@ -9,9 +9,8 @@ from numbers import Integral, Real
 import numpy as np
 
 from dbksvd_dask import metrics
-from dbksvd_dask.kernels.cpu import first_nonfinite_row, squared_row_norms
+from dbksvd_dask.atoms import check_atoms
 
-_UNIT_NORM_TOLERANCE = 1e-3
 _COHERENCE_ROUNDING = 1e-6  # relative; what float32 leaves
 _REASONS = {
     "sparsity": "k ≤ best_guaranteed_k(m, d), up to which the best dictionary of this size has unique codes (paper, "
@@ -101,7 +100,7 @@ def mutual_coherence(atoms: np.ndarray) -> float:
     0.8
     """
     # Rounding takes the product of equal atoms above 1.
-    return min(float(metrics.coherence(_check_atoms(atoms)).max()), 1.0)
+    return min(float(metrics.coherence(check_atoms(atoms, "atoms")).max()), 1.0)
 
 
 def welch_bound(m: int, d: int) -> float:
@@ -262,7 +261,7 @@ def restricted_isometry(
     >>> round(restricted_isometry(np.array([[1.0, 0.0], [0.6, 0.8]]), k=2, random_state=0).delta, 12)
     0.6
     """
-    atoms, k, n_supports = _check_atoms(atoms), _whole(k, "k"), _whole(n_supports, "n_supports")
+    atoms, k, n_supports = check_atoms(atoms, "atoms"), _whole(k, "k"), _whole(n_supports, "n_supports")
     if k > len(atoms):
         raise ValueError(f"k={k} exceeds the number of atoms, {len(atoms)}")
     if random_state is not None and not isinstance(random_state, np.random.Generator):
@@ -273,23 +272,6 @@ def restricted_isometry(
         support = atoms[rng.choice(len(atoms), k, replace=False, shuffle=False)].astype(np.float64)
         extremes[:, i] = np.linalg.eigvalsh(support @ support.T)[[0, -1]]
     return RestrictedIsometry(*extremes)
-
-
-def _check_atoms(atoms: np.ndarray) -> np.ndarray:
-    array = np.asarray(atoms)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f'atoms has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"atoms has shape {array.shape}: atoms are two-dimensional, (atoms, features), and not empty")
-    array = np.asarray(array, np.result_type(array, np.float32), order="C")
-    row = first_nonfinite_row(array)
-    if row >= 0:
-        raise ValueError(f"atoms row {row} is not finite")
-    norms = np.sqrt(squared_row_norms(array))
-    row = int(np.argmax(np.abs(norms - 1)))
-    if abs(norms[row] - 1) > _UNIT_NORM_TOLERANCE:
-        raise ValueError(f"atoms row {row} has norm {norms[row]:.4g}: unit norm is needed; divide each row by its norm")
-    return array
 
 
 def _whole(value: int, name: str, least: int = 1) -> int:

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import dask
 import dask.array as da
@@ -11,7 +12,17 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 
+from dbksvd_dask.reprs import codes_html
 from dbksvd_dask.store import open_store, write_store
+
+
+class CodesStore(NamedTuple):
+    """The store that codes were opened from."""
+
+    path: Path
+    """Its absolute path."""
+    identity: str
+    """Of that write of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +39,8 @@ class SparseCodes:
         m.
     coords : mapping, optional
         Coordinates along "sample", as in `xarray.DataArray.coords`.
+    store : CodesStore, optional
+        Where `open_codes` found them: what is derived from them is kept beside it.
 
     Examples
     --------
@@ -42,6 +55,7 @@ class SparseCodes:
     values: np.ndarray | da.Array
     n_atoms: int
     coords: Mapping[str, xr.DataArray] = field(default_factory=dict)
+    store: CodesStore | None = None
 
     def __post_init__(self) -> None:
         """Check that the two arrays go together."""
@@ -81,6 +95,9 @@ class SparseCodes:
             f"<SparseCodes: {samples} samples x {atoms} atoms, "
             f"at most {self.n_nonzero_coefs} nonzero, {self.dtype}, {state}>"
         )
+
+    def _repr_html_(self) -> str:
+        return codes_html(self)
 
     def compute(self) -> Self:
         """The same codes in memory.
@@ -185,4 +202,6 @@ def open_codes(path: str | os.PathLike[str]) -> SparseCodes:
     """
     dataset = open_store(path, "codes", ["indices", "values", "n_atoms"])
     coords = {str(name): coord for name, coord in dataset.coords.items()}
-    return SparseCodes(dataset.indices.data, dataset["values"].data, dataset.attrs["n_atoms"], coords)
+    identity = dataset.attrs.get("identity")  # stores of older versions have none
+    store = CodesStore(Path(path).expanduser().absolute(), identity) if identity else None
+    return SparseCodes(dataset.indices.data, dataset["values"].data, dataset.attrs["n_atoms"], coords, store)

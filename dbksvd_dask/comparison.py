@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from dbksvd_dask.dictionary import Dictionary, check_atoms
+from dbksvd_dask.atoms import check_atoms
+from dbksvd_dask.dictionary import Dictionary
 
 BIN_EDGES = np.arange(21) / 20
 """Of the bins of |cos| in [0, 1]."""

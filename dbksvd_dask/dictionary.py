@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -14,8 +14,9 @@ from dask.delayed import delayed
 from scipy.sparse import csr_array, issparse
 
 from dbksvd_dask import metrics
+from dbksvd_dask.atoms import check_atoms, check_labels
 from dbksvd_dask.batches import read_in_order
-from dbksvd_dask.codes import SparseCodes
+from dbksvd_dask.codes import SparseCodes, open_codes
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import encode_chunk, share_dictionary
@@ -23,9 +24,12 @@ from dbksvd_dask.graph import Lazy, delayed_of, task
 from dbksvd_dask.kernels.chunk import reconstruct
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.matryoshka import check_group_sizes, check_shares
+from dbksvd_dask.reprs import dictionary_html
 from dbksvd_dask.store import open_store, write_store
 
-UNIT_NORM_TOLERANCE = 1e-3
+if TYPE_CHECKING:
+    from dbksvd_dask.widgets import AtomExplorer
+
 _NEEDED = "atoms", "n_nonzero_coefs", "encoder", "nonnegative", "rtol", "provenance"
 
 
@@ -50,11 +54,13 @@ class Dictionary:
         How the fit went, over "iteration".
     provenance : mapping, optional
         Where the dictionary comes from: parameters, versions, data. JSON values.
+    labels : mapping of int to str, optional
+        What somebody calls some of the atoms.
 
     Raises
     ------
     TypeError
-        If the atoms are not floating.
+        If the atoms are not floating, or labels not whole numbers with text.
     ValueError
         If the atoms are not two-dimensional, finite and of unit norm, or the other parameters do not fit them.
 
@@ -81,6 +87,7 @@ class Dictionary:
         group_sizes: Sequence[int] = (),
         history: xr.Dataset | None = None,
         provenance: Mapping[str, Any] | None = None,
+        labels: Mapping[int, str] | None = None,
     ) -> None:
         self.atoms = check_atoms(atoms, "atoms")
         self.mean = None if mean is None else self._check_mean(np.asarray(mean))
@@ -92,6 +99,7 @@ class Dictionary:
         Pursuit(1, encoder, nonnegative, rtol)  # refuses what is not allowed or does not go together
         self.history = xr.Dataset() if history is None else history
         self.provenance = dict(provenance or {})
+        self.labels = check_labels(labels or {}, self.n_atoms)
 
     @property
     def n_atoms(self) -> int:
@@ -119,6 +127,9 @@ class Dictionary:
         k = "" if self.n_nonzero_coefs is None else f", k={self.n_nonzero_coefs}"
         groups = f", {len(self.group_sizes)} groups" if self.group_sizes else ""
         return f"<Dictionary: {self.n_atoms} atoms x {self.n_features} features, {self.dtype}{k}{groups}>"
+
+    def _repr_html_(self) -> str:
+        return dictionary_html(self)
 
     def encode(
         self,
@@ -301,12 +312,63 @@ class Dictionary:
         >>> Dictionary(np.eye(3)).compare(-np.eye(3)[[2, 0, 1]]).match.values
         array([1, 2, 0])
         """
-        from dbksvd_dask.compare import compare  # which builds on dictionaries
+        from dbksvd_dask.comparison import compare  # which builds on dictionaries
 
         return compare(self, other)
 
+    def explore(self, codes: SparseCodes | str | os.PathLike[str], embeddings: Source | None = None) -> "AtomExplorer":
+        """Explore in a notebook what the atoms stand for.
+
+        A table of the atoms; for a chosen one the samples that use it most, its nearest atoms, and those that are used
+        together with it; search by token; labels, which are kept in `labels`. The first time an index of the codes by
+        atom is made, and kept beside their store: ``codes.atoms.zarr`` for ``codes.zarr``.
+
+        Parameters
+        ----------
+        codes : SparseCodes, or path of a store of codes
+            Codes of this dictionary; from a store they may be larger than memory, while lazy ones of no store are
+            computed into memory.
+        embeddings : path, array, xarray.DataArray or xarray.Dataset, optional
+            The embeddings that were encoded. If their store has `context_tokens` and `vocabulary`, or their samples a
+            coordinate `token`, samples are shown as these tokens: they are looked up by the coordinates of the codes,
+            or if those have none, by the order of the samples.
+
+        Returns
+        -------
+        AtomExplorer
+            A widget.
+
+        Raises
+        ------
+        ImportError
+            If anywidget is not installed.
+        FileNotFoundError
+            If there is nothing at a path.
+        TypeError, ValueError
+            If these are no codes, or codes of another number of atoms, or the embeddings are of other samples.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> D = Dictionary(np.eye(3), n_nonzero_coefs=1)
+        >>> explorer = D.explore(D.encode(np.array([[3.0, 0.0, 1.0], [0.0, -2.0, 1.0]])))
+        >>> explorer.atoms["n_samples"]
+        2
+        """
+        from dbksvd_dask.widgets import AtomExplorer  # only here, for it is slow to import and may be missing
+
+        if isinstance(codes, str | os.PathLike):
+            codes = open_codes(codes)
+        if not isinstance(codes, SparseCodes):
+            raise TypeError(
+                f"codes is a {type(codes).__name__}: pass what encode returns, or the path of a codes store"
+            )
+        if codes.n_atoms != self.n_atoms:
+            raise ValueError(f"the codes are over {codes.n_atoms} atoms, but the dictionary has {self.n_atoms}")
+        return AtomExplorer(self, codes, embeddings)
+
     def to_xarray(self) -> xr.Dataset:
-        """Variables `atoms` over (atom, feature), `mean` and `group` where there are some, and the history.
+        """Variables `atoms` over (atom, feature), `mean`, `group` and `label` where there are some, and the history.
 
         Examples
         --------
@@ -319,6 +381,10 @@ class Dictionary:
             dataset = dataset.assign(mean=("feature", self.mean))
         if self.group_sizes:
             dataset = dataset.assign(group=("atom", self.group))
+        if self.labels:
+            labels = check_labels(self.labels, self.n_atoms)
+            texts = np.array([labels.get(atom, "") for atom in range(self.n_atoms)], np.dtypes.StringDType())
+            dataset = dataset.assign(label=("atom", texts))
         return dataset.assign_attrs(
             n_nonzero_coefs=-1 if self.n_nonzero_coefs is None else self.n_nonzero_coefs,
             encoder=self.encoder,
@@ -386,8 +452,9 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     """
     dataset = open_store(path, "dictionary", _NEEDED).load()
     k = dataset.attrs["n_nonzero_coefs"]
-    history = dataset.drop_vars(["atoms", "mean", "group"], errors="ignore")
+    history = dataset.drop_vars(["atoms", "mean", "group", "label"], errors="ignore")
     history.attrs = {}
+    texts = dataset["label"].values.tolist() if "label" in dataset.data_vars else []
     try:
         provenance = json.loads(dataset.attrs["provenance"])
     except json.JSONDecodeError as error:
@@ -402,33 +469,5 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
         rtol=dataset.attrs["rtol"],
         history=history,
         provenance=provenance,
+        labels={atom: text for atom, text in enumerate(texts) if text},
     )
-
-
-def check_atoms(atoms: np.ndarray, name: str) -> np.ndarray:
-    """(m, d) floats of at least float32, finite, with rows of norm 1 to rounding; or an error that calls them `name`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_atoms(np.array([[3.0, 4.0]]), "init")
-    Traceback (most recent call last):
-    ...
-    ValueError: init row 0 has norm 5: atoms have unit norm; divide each row by its norm
-    """
-    array = np.asarray(atoms)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise TypeError(f'{name} has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}: atoms are two-dimensional, (atoms, features), and not empty")
-    # A copy, so that what is lazy does not follow later changes of the caller's array.
-    array = np.array(array, dtype=np.result_type(array.dtype.newbyteorder("="), np.float32), order="C")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} row {np.flatnonzero(~np.isfinite(array).all(axis=1))[0]} is not finite")
-    norms = np.linalg.norm(array, axis=1)
-    wrong = np.flatnonzero(np.abs(norms - 1) > UNIT_NORM_TOLERANCE)
-    if wrong.size:
-        raise ValueError(
-            f"{name} row {wrong[0]} has norm {norms[wrong[0]]:.4g}: atoms have unit norm; divide each row by its norm"
-        )
-    return array

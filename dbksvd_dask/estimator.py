@@ -487,9 +487,9 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @property
     def dictionary_(self) -> Dictionary:
-        """The atoms with their history and provenance."""
+        """The atoms with their history, their provenance, and their labels, which are the model's until `fit`."""
         check_is_fitted(self)
-        return Dictionary(
+        dictionary = Dictionary(
             self.components_,
             self.n_nonzero_coefs,
             mean=self.mean_,
@@ -500,6 +500,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             history=self.history_,
             provenance=self._provenance,
         )
+        dictionary.labels = self._labels  # the same, not a copy: whoever labels `model.dictionary_` finds it again
+        return dictionary
 
     @property
     def history_(self) -> xr.Dataset:
@@ -542,6 +544,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self._iterations = []
         self._fitted_at: str | None = None
+        self._labels: dict[int, str] = {}
         self.n_iter_ = 0
         known = known_atoms(self)
         self._n_fixed = 0 if self.fixed_atoms is None else len(self.fixed_atoms)

@@ -47,7 +47,7 @@ class Iteration:
     n_duplicate_atoms: int
     """Atoms nearer than `max_coherence` to one that is used more, and replaced for it; 0 without `max_coherence`."""
     coherence: np.ndarray = field(metadata={"dims": ("quantile",)})
-    """`QUANTILES` over the atoms of the largest |cos| with any other atom; the dictionary it began with."""
+    """`QUANTILES` over the atoms of the largest ``|cos|`` with any other atom; the dictionary it began with."""
     coherence_histogram: np.ndarray = field(metadata={"dims": ("bin",)})
     """How many atoms have a coherence in each of `COHERENCE_BINS`."""
     seconds: float

@@ -11,9 +11,9 @@ from scipy.sparse import csr_array, issparse
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from dbksvd_dask.atoms import check_atoms
 from dbksvd_dask.batches import Segment, check_finite
 from dbksvd_dask.bounds import welch_bound
-from dbksvd_dask.dictionary import check_atoms
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.matryoshka import group_sizes

@@ -1,4 +1,6 @@
-"""Figures of dictionaries, fits and codes, after Figs. 2, 3, 5, 6 and 7 of the paper; this module needs matplotlib.
+"""Figures of dictionaries, fits and codes; this module needs matplotlib.
+
+They are modelled on Figs. 2, 3, 5, 6 and 7 of the paper.
 
 Each function returns a Figure of its own and leaves pyplot alone. As the last value of a notebook's cell the figure
 shows itself; ``figure.savefig("figure.pdf")`` keeps it.

@@ -11,10 +11,9 @@ import numpy as np
 import xarray as xr
 from dask.utils import format_bytes, format_time
 
-from dbksvd_dask.codes import SparseCodes
-from dbksvd_dask.dictionary import Dictionary
-
 if TYPE_CHECKING:
+    from dbksvd_dask.codes import SparseCodes
+    from dbksvd_dask.dictionary import Dictionary
     from dbksvd_dask.estimator import DBKSVD
     from dbksvd_dask.run import Run
 
@@ -99,7 +98,7 @@ def model_html(model: "DBKSVD") -> str:
     return _card("DBKSVD", "fitted", [_table(changed), _table(facts), _figures(history)], details, summary)
 
 
-def dictionary_html(dictionary: Dictionary) -> str:
+def dictionary_html(dictionary: "Dictionary") -> str:
     """HTML of a dictionary: its size and a drawing of it, how it encodes, and where it comes from.
 
     Parameters
@@ -109,6 +108,7 @@ def dictionary_html(dictionary: Dictionary) -> str:
     Examples
     --------
     >>> import numpy as np
+    >>> from dbksvd_dask import Dictionary
     >>> "3 atoms × 3 features" in dictionary_html(Dictionary(np.eye(3)))
     True
     """
@@ -138,7 +138,7 @@ def dictionary_html(dictionary: Dictionary) -> str:
     return _card("Dictionary", "", [_table(facts), block, _chart(dictionary.history)], details)
 
 
-def codes_html(codes: SparseCodes) -> str:
+def codes_html(codes: "SparseCodes") -> str:
     """HTML of sparse codes: their size and a drawing of them with their chunks. Nothing is computed.
 
     Parameters
@@ -148,6 +148,7 @@ def codes_html(codes: SparseCodes) -> str:
     Examples
     --------
     >>> import dask.array as da
+    >>> from dbksvd_dask import SparseCodes
     >>> lazy = SparseCodes(da.zeros((5, 2), dtype="i4", chunks=1), da.ones((5, 2), chunks=1), n_atoms=3)
     >>> "5 chunks" in codes_html(lazy)
     True
@@ -209,7 +210,7 @@ def _parameters(model: "DBKSVD") -> tuple[str, Rows, Rows]:
     return summary, changed, others
 
 
-def _encoder(dictionary: Dictionary) -> str:
+def _encoder(dictionary: "Dictionary") -> str:
     nonnegative = ", nonnegative" if dictionary.nonnegative else ""
     return f"{dictionary.encoder}{nonnegative}" + (f", rtol {dictionary.rtol:g}" if dictionary.rtol else "")
 

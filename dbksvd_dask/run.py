@@ -224,7 +224,7 @@ class Run:
     def _repr_html_(self) -> str:
         return run_html(self)
 
-    def _obey(self, command: Literal["stop", "pause", "resume"]) -> None:
+    def _obey(self, command: str) -> None:
         """Do what a button of the monitor says."""
         {"stop": self.stop, "pause": self.pause, "resume": self.resume}[command]()
 
@@ -240,7 +240,8 @@ class Run:
             self._finish("failed", f"{type(error).__name__}: {error}")
             self._future.set_exception(error)
         else:
-            self._finish("finished", _ENDS.get(self.model.stopped_by_, f"ended by {self.model.stopped_by_}"))
+            ended_by = str(self.model.stopped_by_)
+            self._finish("finished", _ENDS.get(ended_by, f"ended by {ended_by}"))
             self._future.set_result(self.model)
 
     def _begin(self, n_iterations: int) -> None:

@@ -24,7 +24,8 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     """Write a Dataset as a zarr store, atomically: under `path` there is the whole store or what was there before.
 
     The store is written beside its place, under a hidden name, and renamed when it is complete. A killed write leaves
-    ``.NAME.*.partial`` behind, which nothing opens by accident and anybody may delete.
+    ``.NAME.*.partial`` behind, which nothing opens by accident and anybody may delete. Each write has an identity of
+    its own in the store's attributes, by which what is derived from a store is known to be of it.
 
     Parameters
     ----------
@@ -47,7 +48,11 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     target = check_target(path, kind, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
     stamped = _storable(dataset).assign_attrs(
-        dataset.attrs, format=FORMAT + kind, format_version=FORMAT_VERSION, written_by=_package_version()
+        dataset.attrs,
+        format=FORMAT + kind,
+        format_version=FORMAT_VERSION,
+        written_by=_package_version(),
+        identity=uuid4().hex,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

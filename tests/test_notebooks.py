@@ -21,13 +21,30 @@ def settings_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)
+    committed = [kinds(cell) for cell in notebook.cells]
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources=resources, store_widget_state=False
     ).execute()
-    printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in printed)
-    assert not [output.text for output in printed if output.get("name") == "stderr"]
+    assert not [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
+    assert all(stored <= kinds(cell) for stored, cell in zip(committed, notebook.cells, strict=True))
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def kinds(cell):
+    """What the outputs of a cell are: text, figures, HTML."""
+    return {kind for output in cell.get("outputs", []) for kind in output.get("data", {output.output_type: None})}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_with_outputs_that_need_no_kernel(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert outputs(notebook)
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    assert not any("widget" in kind for cell in notebook.cells for kind in kinds(cell))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

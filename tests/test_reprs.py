@@ -12,6 +12,7 @@ import pytest
 import small_fits
 import xarray as xr
 from dask.utils import format_bytes, format_time
+from sklearn import config_context
 
 from dbksvd_dask import DBKSVD, Callback, Dictionary, SparseCodes
 from dbksvd_dask.baseline import ksvd_baseline
@@ -386,3 +387,15 @@ def test_a_failed_run_says_why():
     assert " TypeError: <not> this" in page.texts["div"]
     (chip,) = page.all("span")
     assert "dbksvd-failed" in chip["class"]
+
+
+def test_notebooks_show_these_reprs(tmp_path):
+    Y = np.random.default_rng(0).standard_normal((200, 8))
+    model = DBKSVD(12, 2, max_iter=2)
+    assert model._repr_html_() == model._repr_mimebundle_()["text/html"] == model_html(model)
+    D = model.fit(Y).dictionary_
+    codes = D.encode(Y)
+    assert D._repr_html_() == dictionary_html(D)
+    assert codes._repr_html_() == codes_html(codes)
+    with config_context(display="text"):
+        assert "text/html" not in model._repr_mimebundle_()

@@ -16,8 +16,9 @@ import xarray as xr
 import zarr
 from dask.base import tokenize
 
-from dbksvd_dask.embeddings.checks import BFLOAT16, FORMAT, check_embeddings, choose_array, refuse_name
+from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_array, refuse_name
 from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
+from dbksvd_dask.embeddings.groups import open_group, open_node, refuse_other_store
 
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""
@@ -49,9 +50,10 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     -------
     xarray.DataArray
         Dimensions ``("sample", "feature")``, on a dask array with all the features in one chunk, and with the
-        coordinates and attributes of the source. Zarr stores and dask arrays keep their own chunks of rows; files and
-        NumPy arrays get chunks of at most 8 MiB. float16, float32 and float64 stay as they are. bfloat16, which neither
-        zarr nor numba knows, becomes float32 chunk by chunk.
+        coordinates and attributes of the source, and its path, if there is one, as ``encoding["source"]``. Zarr stores
+        and dask arrays keep their own chunks of rows; files and NumPy arrays get chunks of at most 8 MiB. float16,
+        float32 and float64 stay as they are. bfloat16, which neither zarr nor numba knows, becomes float32 chunk by
+        chunk.
 
     Raises
     ------
@@ -96,6 +98,7 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
             remote = "; a remote store has to be opened with xarray.open_zarr, and the Dataset passed"
             raise FileNotFoundError(f"there is nothing at {where}{remote if '://' in str(source) else ''}")
         array = _open_path(where, name)
+        array.encoding["source"] = where  # xarray's place for it: survives selection, is not written with the array
     elif isinstance(source, xr.Dataset):
         array = _choose_variable(source, name, where)
     elif isinstance(source, xr.DataArray):
@@ -147,30 +150,14 @@ def _open_path(path: str, name: str | None) -> xr.DataArray:
 
 def _open_zarr(path: str, name: str | None) -> xr.DataArray:
     """Open a zarr group as xarray writes it, or a single zarr array."""
-    try:
-        node = zarr.open(path, mode="r")
-        keys = [] if isinstance(node, zarr.Array) else sorted(node.array_keys())
-    except Exception as error:  # zarr lets through whatever its parsers raise
-        raise ValueError(
-            f"{path} is not a readable zarr store ({error or type(error).__name__}): its metadata (zarr.json, "
-            ".zgroup or .zarray) is missing or broken; was it only half written?"
-        ) from error
+    node = open_node(path)
     if isinstance(node, zarr.Array):
         refuse_name(name, path)
         check_complete(node, path)
         return _unnamed(_read_named(node, da.from_zarr(node).chunks, path))
-    kind = str(node.attrs.get("format", ""))
-    if kind.startswith(FORMAT) and name is None:
-        raise ValueError(f"{path} is a {kind.removeprefix(FORMAT)} store of dbksvd_dask: it does not hold embeddings")
-    try:
-        # Not asking for consolidated metadata that is not there: xarray would warn about it.
-        dataset = xr.open_zarr(path, consolidated=node.metadata.consolidated_metadata is not None, chunks=None)
-    except Exception as error:  # xarray, too, lets through whatever decoding raises
-        raise ValueError(
-            f"xarray cannot read the zarr group {path} ({error}); if its arrays have no dimension names, open one of "
-            f"them by its own path: {', '.join(f'{path}/{key}' for key in keys)}"
-        ) from error
-    array = _choose_variable(dataset, name, path)
+    if name is None:
+        refuse_other_store(node.attrs, path)
+    array = _choose_variable(open_group(node, path), name, path)
     check_complete(node[str(array.name)], f"{path} ({array.name!r})")
     return in_named_chunks(array.to_dataset(name=array.name), path)[array.name]
 
