@@ -1,4 +1,4 @@
-from . import bounds
+from . import bounds, callbacks, embeddings, history, metrics
 from .baseline import Baseline, ksvd_baseline
 from .callbacks import Callback, ProgressBar, StopOnPlateau, TimeBudget
 from .codes import SparseCodes, open_codes
@@ -22,8 +22,12 @@ __all__ = [
     "TimeBudget",
     "ToyProblem",
     "bounds",
+    "callbacks",
     "compare",
+    "embeddings",
+    "history",
     "ksvd_baseline",
+    "metrics",
     "open_codes",
     "open_dictionary",
     "open_embeddings",

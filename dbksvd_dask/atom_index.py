@@ -11,10 +11,10 @@ import dask
 import numpy as np
 import xarray as xr
 
-from dbksvd_dask.atom_passes import coordinates, first_pass, second_pass, steps_of
+from dbksvd_dask.atom_passes import N_BINS, N_EXAMPLES, REACH, coordinates, first_pass, second_pass, steps_of
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.metrics import atom_usage, coherence
-from dbksvd_dask.store import open_store, write_store
+from dbksvd_dask.store import open_store, store_identity, write_store
 
 KIND = "atom-index"
 
@@ -25,7 +25,7 @@ _COORDINATE = "example_coordinate_"
 _NEEDED = (
     *("usage", "mean_abs", "coherence", "low", "high", "histogram"),
     *("example_sample", "example_value", "sampled_indices", "sampled_usage"),
-    *("n_samples", "codes", "dictionary"),
+    *("n_samples", "codes", "dictionary", "layout"),
 )
 
 
@@ -49,9 +49,12 @@ class AtomIndex:
     ----------
     dataset : xarray.Dataset
         As `build_index` returns it, in memory or opened.
+    path : path, optional
+        Where it was opened.
     """
 
-    def __init__(self, dataset: xr.Dataset) -> None:
+    def __init__(self, dataset: xr.Dataset, path: Path | None = None) -> None:
+        self._path, self._identity = path, dataset.attrs.get("identity")
         self._rows = dataset.drop_vars("sampled_indices")
         self.n_samples: int = dataset.attrs["n_samples"]
         self.n_atoms: int = dataset.sizes["atom"]
@@ -72,7 +75,15 @@ class AtomIndex:
         return self.several([atom])[0]
 
     def several(self, atoms: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """The same of several atoms, which are read together."""
+        """The same of several atoms, which are read together.
+
+        Raises
+        ------
+        ValueError
+            If the store was written anew or deleted since it was opened.
+        """
+        if self._path is not None and store_identity(self._path) != self._identity:
+            raise ValueError(f"{self._path} was written anew or deleted since it was opened: call explore again")
         rows = self._rows.isel(atom=list(atoms)).compute(scheduler="sync")
         arrays = [(str(name), array.values, "example" in array.dims) for name, array in rows.items()]
         there = rows.example_sample.values >= 0
@@ -149,10 +160,11 @@ def atom_index(codes: SparseCodes, atoms: np.ndarray) -> AtomIndex:
     if codes.store is None:
         return AtomIndex(build_index(codes, atoms))
     path = index_path(codes.store.path)
-    made_of = {"codes": codes.store.identity, "dictionary": fingerprint(atoms)}
+    layout = f"{N_EXAMPLES} {REACH} {N_BINS}"
+    made_of = {"codes": codes.store.identity, "dictionary": fingerprint(atoms), "layout": layout}
     stored = _open_index(path, made_of)
     if stored is not None:
-        return AtomIndex(stored)
+        return stored
     built = build_index(codes, atoms).assign_attrs(made_of)
     try:
         with dask.config.set(scheduler=_HERE):
@@ -161,7 +173,7 @@ def atom_index(codes: SparseCodes, atoms: np.ndarray) -> AtomIndex:
         reason = f"the index of atoms is in memory only, and will be made again: it cannot be kept ({error})"
         warnings.warn(reason, UserWarning, stacklevel=2)
         return AtomIndex(built)
-    return AtomIndex(open_store(path, KIND, _NEEDED))
+    return AtomIndex(open_store(path, KIND, _NEEDED), path)
 
 
 def index_path(codes_path: Path) -> Path:
@@ -182,13 +194,13 @@ def fingerprint(atoms: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _open_index(path: Path, made_of: dict[str, str]) -> xr.Dataset | None:
-    """The stored index, if it is there, whole, and made of that."""
+def _open_index(path: Path, made_of: dict[str, str]) -> AtomIndex | None:
+    """The stored index, if it is there, whole as far as it is read now, and made of that."""
     try:
         stored = open_store(path, KIND, _NEEDED)
+        return AtomIndex(stored, path) if {name: stored.attrs[name] for name in made_of} == made_of else None
     except (FileNotFoundError, ValueError):
         return None
-    return stored if {name: stored.attrs[name] for name in made_of} == made_of else None
 
 
 def build_index(codes: SparseCodes, atoms: np.ndarray) -> xr.Dataset:
@@ -218,7 +230,7 @@ def build_index(codes: SparseCodes, atoms: np.ndarray) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no sample, or an index is no atom.
+        If there is no sample, an index is no atom, or a coefficient is not finite.
     """
     if not codes.shape[0]:
         raise ValueError("the codes have no samples: there is nothing to show")

@@ -48,6 +48,11 @@ def _read(codes: SparseCodes, steps: list[slice], names: tuple[str, ...]) -> Ite
             raise ValueError(
                 f"the codes have index {indices.max()}, but {codes.n_atoms} atoms: is their store damaged?"
             )
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"the codes of sample {rows.start + np.argmin(finite)} are not finite: is their store damaged?"
+            )
         indices = np.ascontiguousarray(indices, np.int32)
         yield rows.start, [indices, np.ascontiguousarray(values, _computed(codes)), *coords]
 

@@ -57,4 +57,8 @@ def check_labels(labels: Mapping[int, str], n_atoms: int) -> dict[int, str]:
             raise ValueError(f"labels has atom {atom}: the atoms are 0 to {n_atoms - 1}")
         if not text.strip():
             raise ValueError(f"the label of atom {atom} is empty: leave the atom out")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the label of atom {atom}, {text!r}, has half a character: it cannot be kept") from None
     return {int(atom): str(labels[atom]) for atom in sorted(labels)}

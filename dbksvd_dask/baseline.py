@@ -42,7 +42,7 @@ def ksvd_baseline(
 ) -> Baseline:
     """Learn a dictionary by classic K-SVD: small and plain, for comparison with `DBKSVD`.
 
-    It is the method of [1]_. Each iteration encodes all samples, and then goes through the atoms in storage order: atom j
+    The method is that of [1]_. Each iteration encodes all samples, then goes through the atoms in storage order: atom j
     becomes the first right singular vector of ``E_j = R_Ω + x_j d_jᵀ``, with ``x_j = s₁ u₁`` and the residual up to
     date before the next atom has its turn. Atoms that no sample uses become the samples of the largest residuals, in
     unit norm.

@@ -144,4 +144,7 @@ class ProgressBar(Callback):
     def end(self, model: Any) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
-        del self._bar  # holds an open file, with which the model could not be copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the bar holds an open file, with which the model could not be copied."""
+        return {}

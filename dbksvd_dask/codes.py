@@ -67,9 +67,10 @@ class SparseCodes:
             raise ValueError(
                 f"indices {self.indices.shape} and values {self.values.shape} must both be (samples, slots)"
             )
-        if self.indices.dtype.kind not in "iu" or self.values.dtype.kind != "f":
+        if self.indices.dtype.kind not in "iu" or self.values.dtype.kind != "f" or self.values.dtype.itemsize > 8:
             raise TypeError(
-                f"indices must be integers and values floats, not {self.indices.dtype} and {self.values.dtype}"
+                "indices must be integers and values floats of at most 64 bits, not "
+                f"{self.indices.dtype} and {self.values.dtype}"
             )
 
     @property

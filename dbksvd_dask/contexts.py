@@ -127,8 +127,8 @@ class Contexts:
             place = coords[name]
             if place.dtype.kind not in "iu" or place.min(initial=0) < 0 or place.max(initial=0) >= size:
                 raise ValueError(
-                    f"the codes have a {name} of up to {place.max(initial=0)}, but context_tokens has shape "
-                    f"{self.tokens.shape}: are these the embeddings that the codes are of?"
+                    f"the codes have a {name} from {place.min(initial=0)} to {place.max(initial=0)}, but "
+                    f"context_tokens has shape {self.tokens.shape}: are these the embeddings that the codes are of?"
                 )
 
 
@@ -228,11 +228,11 @@ def with_coordinates(codes: SparseCodes, embeddings: Source | None) -> SparseCod
         return codes
     Y = open_embeddings(embeddings)
     coords = {str(name): coord for name, coord in Y.coords.items() if coord.dims == ("sample",)}
-    if not any(name in coords for name in TELLING):
-        return codes
     if len(Y) != codes.shape[0]:
         raise ValueError(
             f"the codes are of {codes.shape[0]} samples and have no coordinates to look them up by, but the embeddings "
             f"are {len(Y)} samples: pass those that were encoded"
         )
+    if not any(name in coords for name in TELLING):
+        return codes
     return replace(codes, coords=coords | dict(codes.coords))

@@ -282,7 +282,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Frozen({'iteration': 5})
         """
         refuse_second_argument(y)
-        return self._fit(Y, validation, support, self.callbacks)
+        return self._fit(Y, validation, support)
 
     def fit_async(
         self,
@@ -299,7 +299,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         Y, validation, support
-            As in `fit`.
+            As in `fit`. An array in memory is not copied: leave it as it is until the fit has ended.
 
         Returns
         -------
@@ -316,15 +316,17 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         >>> run.wait().n_iter_
         5
         """
-        return Run(self, lambda watchers: self._fit(Y, validation, support, [*self.callbacks, *watchers]))
+        return Run(self, lambda before, after: self._fit(Y, validation, support, before, after))
 
     def _fit(
         self,
         Y: Source,
         validation: Source | None,
         support: sparray | spmatrix | np.ndarray | None,
-        callbacks: Sequence[Callable],
+        before: Sequence[Callback] = (),
+        after: Sequence[Callback] = (),
     ) -> Self:
+        """Fit, with callbacks before and after the model's own."""
         self._validate_params()
         with self._unchanged_unless_iterated():
             self._iterations: list[Iteration] = []
@@ -340,7 +342,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 n_known = sum(len(given) for given in (self.fixed_atoms, self.known_atoms) if given is not None)
                 atoms = atoms_of_support(batches, support, atoms, n_known, training)
             self._state = State(LearnedAtoms.of(atoms))
-            self._train(batches, held_out, training, self.max_iter, callbacks)
+            self._train(batches, held_out, training, self.max_iter, [*before, *self.callbacks, *after])
         return self
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
@@ -542,6 +544,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
         self._dtype = np.result_type(dtype, np.float32)
         self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self.__dict__.pop("_state", None)
         self._iterations = []
         self._fitted_at: str | None = None
         self._labels: dict[int, str] = {}
@@ -644,6 +647,10 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _html_repr(self) -> str:
         """What scikit-learn shows in notebooks, unless `set_config(display="text")`."""
         return model_html(self)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Not before there are atoms, while a fit begins in the background."""
+        return hasattr(self, "_state")
 
     def __sklearn_tags__(self) -> Any:
         """Say what scikit-learn's checks may expect."""

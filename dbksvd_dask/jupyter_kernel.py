@@ -2,7 +2,10 @@
 
 import sys
 import threading
+from inspect import isawaitable
 from typing import Any
+
+_OF_WIDGETS = {"comm_open", "comm_msg", "comm_close", "comm_info_request"}
 
 
 def in_notebook() -> bool:
@@ -16,15 +19,16 @@ def in_notebook() -> bool:
     return _kernel() is not None
 
 
-def answer_widgets() -> None:
-    """Handle what widgets have sent while a cell runs; from the main thread.
+async def answer_widgets() -> None:
+    """Handle what widgets have sent while a cell runs; in the main thread.
 
     ipykernel 6 keeps all messages until the cell has ended; from 7.1 on this does nothing, as the kernel handles those
     of widgets by itself. The other messages, such as the next cells of "Run All", stay as they are and in their order.
 
     Examples
     --------
-    >>> answer_widgets()
+    >>> import asyncio
+    >>> asyncio.run(answer_widgets())
     """
     kernel = _kernel()
     if not hasattr(kernel, "msg_queue") or threading.current_thread() is not threading.main_thread():
@@ -38,7 +42,9 @@ def answer_widgets() -> None:
         identities, parts = kernel.session.feed_identities(*frames, copy=False)
         message = kernel.session.deserialize(parts, copy=False)
         kernel._publish_status("busy", "shell", message)  # the front end holds its next message back until "idle"
-        kernel.shell_handlers[message["header"]["msg_type"]](kernel.shell_stream, identities, message)
+        handled = kernel.shell_handlers[message["header"]["msg_type"]](kernel.shell_stream, identities, message)
+        if isawaitable(handled):
+            await handled
         kernel._publish_status("idle", "shell", message)
 
 
@@ -50,4 +56,4 @@ def _kernel() -> Any:
 def _is_of_widget(kernel: Any, frames: Any) -> bool:
     """Looks at the header only: the session takes a message that is deserialised a second time for an attack."""
     _, (_, header, *_) = kernel.session.feed_identities(*frames, copy=False)
-    return kernel.session.unpack(header.bytes)["msg_type"].startswith("comm_")
+    return kernel.session.unpack(header.bytes)["msg_type"] in _OF_WIDGETS

@@ -125,7 +125,7 @@ def dictionary_html(dictionary: "Dictionary") -> str:
     ]
     if sizes:
         facts.append(("Matryoshka groups", f"{_count(len(sizes))}: {_text(sizes)}"))
-    labels = sorted(dictionary.labels.items())
+    labels = list(dictionary.labels.items())
     if labels:
         facts.append(("Labelled atoms", _count(len(labels))))
     title = f"{_count(m)} atoms × {_count(dictionary.n_features)} features"
@@ -195,7 +195,7 @@ def run_html(run: "Run") -> str:
     history = getattr(run.model, "history_", None)
     if n_done and history is not None:  # before that it is the history of an earlier fit
         columns.append(_figures(history))
-    return _card("Run", state, columns, summary=run._message)
+    return _card("Run", state, columns, summary=run.message)
 
 
 def _parameters(model: "DBKSVD") -> tuple[str, Rows, Rows]:

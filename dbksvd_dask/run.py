@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from importlib.util import find_spec
 from numbers import Real
-from threading import Event, RLock, Thread
+from threading import TIMEOUT_MAX, Event, RLock, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from numba.core import event
@@ -35,20 +35,22 @@ class Run:
     """A fit that goes on in a background thread; made by `DBKSVD.fit_async`.
 
     From the first iteration on the model can be used while it is being fitted. The thread does not keep Python alive: a
-    script waits for it.
+    script has to `wait`, or the fit ends with it.
 
     Parameters
     ----------
     model : DBKSVD
         What is fitted.
     fit : callable
-        Fits the model, and is given the callbacks that it has to call besides the model's own.
+        Fits the model, and is given callbacks to call before the model's own, and others to call after these.
 
     Attributes
     ----------
     model : DBKSVD
     n_iterations : int
         Most iterations that there will be; 0 until the first one begins.
+    message : str
+        What else there is to say: that kernels are compiled, why it has ended, what was raised.
 
     Examples
     --------
@@ -62,7 +64,7 @@ class Run:
     <Run: finished, 5 of 5 iterations>
     """
 
-    def __init__(self, model: "DBKSVD", fit: Callable[[Sequence[Callback]], Any]) -> None:
+    def __init__(self, model: "DBKSVD", fit: Callable[[Sequence[Callback], Sequence[Callback]], Any]) -> None:
         self.model = model
         self.n_iterations = 0
         self._iterations: list[Iteration] = []
@@ -70,12 +72,11 @@ class Run:
         self._may_go_on = Event()
         self._may_go_on.set()
         self._outcome: Literal["finished", "failed"] | None = None
-        self._message = ""
+        self.message = ""
         self._dashboard: str = getattr(active_client(), "dashboard_link", None) or ""
         self._monitor: ConvergenceMonitor | None = None
         self._lock = RLock()  # what the monitor is told is told in order
         self._future: Future[DBKSVD] = Future()
-        self._future.set_running_or_notify_cancel()  # so that a cancelled `await` leaves it alone
         if in_notebook() and find_spec("anywidget"):
             from IPython.display import display
 
@@ -182,10 +183,10 @@ class Run:
         ...
         TypeError: the numpy ndarray has dtype int64: embeddings are float16, ...
         """
-        if timeout is not None and (not isinstance(timeout, Real) or not timeout >= 0):
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout >= 0):
             raise ValueError(f"timeout={timeout!r} must be a number of seconds of at least 0, or None")
         try:
-            return self._future.result(timeout)
+            return self._future.result(None if timeout is None else min(timeout, TIMEOUT_MAX))
         except TimeoutError:
             if self.done():  # the fit itself has raised it
                 raise
@@ -196,11 +197,10 @@ class Run:
         return self._awaited().__await__()
 
     async def _awaited(self) -> "DBKSVD":
-        future = asyncio.wrap_future(self._future)
-        while not future.done():
-            answer_widgets()
-            await asyncio.wait([future], timeout=SECONDS_BETWEEN_CLICKS)
-        return future.result()
+        while not self.done():
+            await answer_widgets()
+            await asyncio.sleep(SECONDS_BETWEEN_CLICKS)
+        return self._future.result()
 
     @property
     def monitor(self) -> "ConvergenceMonitor":
@@ -228,21 +228,25 @@ class Run:
         """Do what a button of the monitor says."""
         {"stop": self.stop, "pause": self.pause, "resume": self.resume}[command]()
 
-    def _run(self, fit: Callable[[Sequence[Callback]], Any]) -> None:
+    def _run(self, fit: Callable[[Sequence[Callback], Sequence[Callback]], Any]) -> None:
         """In the thread: fit, and say how it ended."""
-        watchers: list[Callback] = [_Watcher(self)]
-        if self._monitor is None and not any(isinstance(callback, ProgressBar) for callback in self.model.callbacks):
-            watchers.append(ProgressBar())
+        bar = [] if self._monitor is not None or self._has_bar() else [ProgressBar()]
         try:
             with event.install_listener("numba:compile", _CompileListener(self)):
-                fit(watchers)
+                fit([_Reporter(self), *bar], [_Brake(self)])
         except BaseException as error:
             self._finish("failed", f"{type(error).__name__}: {error}")
+            if self._monitor is None:
+                logger.error("the fit has failed: %s: %s", type(error).__name__, error)
             self._future.set_exception(error)
         else:
             ended_by = str(self.model.stopped_by_)
             self._finish("finished", _ENDS.get(ended_by, f"ended by {ended_by}"))
             self._future.set_result(self.model)
+
+    def _has_bar(self) -> bool:
+        callbacks = self.model.callbacks  # which the fit has not looked at yet
+        return isinstance(callbacks, list | tuple) and any(isinstance(callback, ProgressBar) for callback in callbacks)
 
     def _begin(self, n_iterations: int) -> None:
         with self._lock:
@@ -254,8 +258,8 @@ class Run:
         with self._lock:
             self._iterations.append(iteration)
             self._show("add", iteration)
-            if self._message:
-                self._message = ""
+            if self.message:
+                self.message = ""
                 self._tell()
 
     def _stay(self) -> None:
@@ -271,11 +275,11 @@ class Run:
 
     def _finish(self, outcome: Literal["finished", "failed"], message: str) -> None:
         with self._lock:
-            self._outcome, self._message = outcome, message
+            self._outcome, self.message = outcome, message
             self._tell()
 
     def _tell(self) -> None:
-        self._show("set_status", self.state, self._message)
+        self._show("set_status", self.state, self.message)
 
     def _show(self, method: str, *arguments: Any) -> None:
         """Have the monitor do it. A browser that goes away must not end the fit."""
@@ -286,10 +290,8 @@ class Run:
                 logger.exception("the monitor has failed; the fit goes on")
 
 
-class _Watcher(Callback):
-    """Tells a run of each iteration, has the fit wait while the run is paused, and ends it when the run is stopped."""
-
-    __name__ = "stop"  # what `stopped_by_` says of it
+class _Reporter(Callback):
+    """Tells a run of each iteration."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -298,9 +300,21 @@ class _Watcher(Callback):
         """The run has begun."""
         self._run._begin(n_iterations)
 
-    def __call__(self, model: "DBKSVD", iteration: Iteration) -> bool:
-        """Tell, wait, and say whether to end."""
+    def __call__(self, model: "DBKSVD", iteration: Iteration) -> None:
+        """An iteration has ended."""
         self._run._note(iteration)
+
+
+class _Brake(Callback):
+    """Has the fit wait while the run is paused, and ends it when the run is stopped."""
+
+    __name__ = "stop"  # what `stopped_by_` says
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, model: "DBKSVD", iteration: Iteration) -> bool:
+        """Wait, and say whether to end."""
         self._run._stay()
         return self._run._is_stopped
 
@@ -312,10 +326,11 @@ class _CompileListener(event.Listener):
         self._run = run
 
     def on_start(self, event: event.Event) -> None:
-        """A kernel begins to be compiled."""
+        """Some function begins to be compiled."""
         with self._run._lock:
-            if self._run._outcome is None and self._run._message != _COMPILING:
-                self._run._message = _COMPILING
+            is_ours = event.data["dispatcher"].py_func.__module__.startswith("dbksvd_dask.")
+            if is_ours and self._run._outcome is None and self._run.message != _COMPILING:
+                self._run.message = _COMPILING
                 self._run._tell()
 
     def on_end(self, event: event.Event) -> None:

@@ -4,10 +4,11 @@ import ctypes
 import os
 import shutil
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -167,11 +168,20 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
 
 def store_kind(path: str | os.PathLike[str]) -> str | None:
     """What kind of store `write_store` has written at `path`; None where it has not."""
-    try:
-        found = zarr.open_group(_local_path(path), mode="r").attrs.get("format", "")
-    except Exception:  # whatever lies there is not ours
-        return None
+    found = _attributes(path).get("format", "")
     return found.removeprefix(FORMAT) if isinstance(found, str) and found.startswith(FORMAT) else None
+
+
+def store_identity(path: str | os.PathLike[str]) -> str | None:
+    """Which write it is that `write_store` has left at `path`; None where there is none."""
+    return _attributes(path).get("identity")
+
+
+def _attributes(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    try:
+        return zarr.open_group(_local_path(path), mode="r").attrs
+    except Exception:  # whatever lies there is not ours
+        return {}
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:

@@ -94,7 +94,8 @@ def _copy_notebooks() -> None:
 def _make_widget_pages() -> None:
     """The monitor and the explorer of a fit of the sample data, as pages of their own, unless they are up to date."""
     folder = HERE / "_widgets"
-    made = max((page.stat().st_mtime for page in folder.glob("*.html")), default=0)
+    pages = [folder / "monitor.html", folder / "explorer.html"]
+    made = min(page.stat().st_mtime if page.exists() else 0 for page in pages)
     if made > max(path.stat().st_mtime for path in (ROOT / "dbksvd_dask").rglob("*") if path.suffix in _SOURCES):
         return
     folder.mkdir(exist_ok=True)
@@ -104,10 +105,10 @@ def _make_widget_pages() -> None:
     model = DBKSVD(512, 10, batch_size=4096, max_iter=30, center=True, random_state=0)
     run = model.fit_async(train, validation=held_out)
     D = run.wait().dictionary_
-    run.monitor.to_html(folder / "monitor.html")
+    run.monitor.to_html(pages[0])
     with TemporaryDirectory() as scratch:
         D.encode(Y).to_zarr(f"{scratch}/codes.zarr")
-        D.explore(f"{scratch}/codes.zarr", embeddings=data).to_html(folder / "explorer.html", n_atoms=100)
+        D.explore(f"{scratch}/codes.zarr", embeddings=data).to_html(pages[1], n_atoms=100)
 
 
 def _link_pages_of_notebook(name: str, content: list[str]) -> None:

@@ -443,3 +443,41 @@ def test_usage_is_that_of_the_metrics():
     codes = example()
     index = atom_index.atom_index(codes, atoms_of(codes))
     np.testing.assert_array_equal(index.usage, metrics.atom_usage(codes.indices, N_ATOMS))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_coefficients_that_are_not_finite_are_an_error_that_names_the_sample(value, small_steps):
+    codes = example()
+    codes.values[77, 0] = value
+    with pytest.raises(ValueError, match="the codes of sample 77 are not finite"):
+        build_index(codes, atoms_of(codes))
+
+
+def test_an_index_that_was_written_anew_or_deleted_says_so(tmp_path):
+    codes = stored(example(), tmp_path)
+    index = atom_index.atom_index(codes, atoms_of(codes))
+    index.atom(0)
+    again = stored(example(seed=1), tmp_path, overwrite=True)
+    of_the_new = atom_index.atom_index(again, atoms_of(codes))
+    for stale in (index, of_the_new):
+        if stale is of_the_new:
+            shutil.rmtree(tmp_path / "codes.atoms.zarr")
+        with pytest.raises(ValueError, match="written anew or deleted since it was opened: call explore again"):
+            stale.atom(0)
+
+
+def test_an_index_with_a_damaged_chunk_is_made_anew(tmp_path):
+    codes = stored(example(), tmp_path)
+    before = atom_index.atom_index(codes, atoms_of(codes))
+    for chunk in (tmp_path / "codes.atoms.zarr" / "usage" / "c").iterdir():
+        chunk.write_bytes(chunk.read_bytes()[:5])
+    np.testing.assert_array_equal(atom_index.atom_index(codes, atoms_of(codes)).usage, before.usage)
+
+
+def test_an_index_of_another_layout_is_made_anew(tmp_path, monkeypatch):
+    codes = stored(example(), tmp_path)
+    atom_index.atom_index(codes, atoms_of(codes))
+    monkeypatch.setattr(atom_index, "REACH", REACH + 1)
+    identity = atom_index.store_identity(tmp_path / "codes.atoms.zarr")
+    atom_index.atom_index(codes, atoms_of(codes))
+    assert atom_index.store_identity(tmp_path / "codes.atoms.zarr") != identity

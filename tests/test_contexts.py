@@ -80,7 +80,7 @@ def test_ids_of_tokens_have_the_shape_of_the_samples():
 
 @pytest.mark.parametrize(
     ("context", "position", "message"),
-    [(2, 0, "context of up to 2"), (0, 4, "position of up to 4"), (-1, 0, "context"), (0.5, 0, "context")],
+    [(2, 0, "context from 0 to 2"), (0, 4, "position from 0 to 4"), (-1, 0, "context"), (0.5, 0, "context")],
 )
 def test_places_that_are_not_in_the_contexts_are_an_error(context, position, message):
     with pytest.raises(ValueError, match=rf"{message}.*\(2, 4\).*are these the embeddings"):
@@ -215,7 +215,7 @@ def test_which_have_to_be_as_many():
         with_coordinates(codes(2), embeddings(3, token=["a", "b", "c"]))
 
 
-def test_embeddings_that_tell_nothing_may_be_any():
+def test_embeddings_that_tell_nothing_change_nothing():
     plain = codes(2)
-    assert with_coordinates(plain, embeddings(3)) is plain
+    assert with_coordinates(plain, embeddings(2)) is plain
     assert with_coordinates(plain, None) is plain

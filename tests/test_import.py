@@ -16,10 +16,10 @@ from dbksvd_dask import DBKSVD
 
 Y = np.random.default_rng(0).standard_normal((200, 8)).astype("float32")
 run = DBKSVD(12, 3, max_iter=3).fit_async(Y)
-messages = {run._message}
+messages = {run.message}
 with event.install_listener("numba:compile", event.RecordingListener()) as listener:
     while not run.done():
-        messages.add(run._message)
+        messages.add(run.message)
         time.sleep(0.002)
     run.wait()
 print(len(listener.buffer), any("compiling" in message for message in messages))

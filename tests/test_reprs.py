@@ -75,7 +75,7 @@ def fitted(Y):
 
 
 def run_of(model, state="running", n_done=0, n_iterations=0, message=""):
-    return SimpleNamespace(state=state, model=model, n_done=n_done, n_iterations=n_iterations, _message=message)
+    return SimpleNamespace(state=state, model=model, n_done=n_done, n_iterations=n_iterations, message=message)
 
 
 def lazy_codes(rows=(100, 100, 50), n_atoms=40, coords=()):

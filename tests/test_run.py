@@ -1,16 +1,20 @@
 """`fit_async`: the fit of `fit`, in the background; stopped, paused, awaited, failed, side by side."""
 
 import asyncio
+import gc
+import pickle
 import subprocess
 import sys
 import time
+import weakref
 from threading import Event
 
 import numpy as np
 import pytest
 from dask.distributed import Client, LocalCluster
 from sklearn.base import clone
-from small_fits import N_ATOMS, example, model
+from sklearn.exceptions import NotFittedError
+from small_fits import N_ATOMS, example, in_chunks, model
 
 from dbksvd_dask import Callback, ProgressBar
 from dbksvd_dask.widgets import ConvergenceMonitor
@@ -202,7 +206,7 @@ def test_wait_gives_up_after_its_time_and_the_fit_goes_on(run):
     until(lambda: run.n_done > n_done)
 
 
-@pytest.mark.parametrize("timeout", [-1, "soon", float("nan")])
+@pytest.mark.parametrize("timeout", [-1, "soon", float("nan"), True])
 def test_a_timeout_is_a_number_of_seconds(run, timeout):
     with pytest.raises(ValueError, match="must be a number of seconds of at least 0"):
         run.wait(timeout)
@@ -273,6 +277,8 @@ def test_a_timeout_of_the_fit_itself_is_not_taken_for_one_of_waiting():
         (lambda: model().fit_async(np.full((200, 8), np.nan, "f4")), ValueError, "row 0"),
         (lambda: model().fit_async("nowhere.zarr"), FileNotFoundError, "nothing at"),
         (lambda: model(n_passes=0).fit_async(example()), ValueError, "n_passes"),
+        (lambda: model(callbacks=None).fit_async(example()), ValueError, "callbacks"),
+        (lambda: model(callbacks=5).fit_async(example()), ValueError, "callbacks"),
         (lambda: model().fit_async(example(), validation=example()[:, :3]), ValueError, "3 features"),
     ],
 )
@@ -284,12 +290,77 @@ def test_bad_input_is_named_and_leaves_the_model_unfitted(fit, error, message):
     assert not hasattr(run.model, "n_iter_")
 
 
+def test_waiting_for_ever_can_be_said_by_infinity():
+    assert model().fit_async(example()).wait(float("inf")).n_iter_ == 6
+
+
+def test_a_callback_that_runs_out_of_items_is_an_error_of_await_too():
+    async def fit():
+        return await model(callbacks=[lambda model, iteration: next(iter(()))]).fit_async(example())
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(asyncio.wait_for(fit(), 30))
+
+
+def test_the_iteration_of_a_callback_that_fails_is_shown():
+    run = model(callbacks=[failing]).fit_async(example())
+    with pytest.raises(OSError, match="full"):
+        run.wait(30)
+    assert run.n_done == run.monitor.status["n_done"] == run.model.n_iter_ == 3
+
+
+def test_a_failure_that_nobody_waits_for_is_logged_where_no_monitor_shows_it(caplog):
+    run = model(callbacks=[failing]).fit_async(example())
+    until(run.done)
+    assert "the fit has failed: OSError: the disk is full" in caplog.text
+
+
 def test_the_error_is_raised_by_await():
     async def fit():
         return await model(callbacks=[failing]).fit_async(example())
 
     with pytest.raises(OSError, match="the disk is full"):
         asyncio.run(fit())
+
+
+def test_until_there_are_atoms_the_model_is_not_fitted():
+    reading, go_on = Event(), Event()
+
+    def read(chunk):
+        reading.set()
+        assert go_on.wait(30)
+
+    fitting = model(init="random", center=True).fit(example())
+    run = fitting.fit_async(in_chunks(example(), read))
+    assert reading.wait(30)
+    with pytest.raises(NotFittedError):
+        fitting.transform(example())
+    go_on.set()
+    assert run.wait(30).transform(example()).shape == (len(example()), N_ATOMS)
+
+
+def test_what_a_run_has_used_is_freed_although_widgets_live_on():
+    Y = example()
+    for callbacks in ((), [failing]):
+        run = model(callbacks=callbacks).fit_async(Y)
+        monitor = run.monitor
+        until(run.done)
+        watched = weakref.ref(run.model)
+        del run
+        gc.collect()
+        assert watched() is None
+        assert monitor.status["state"] in ("finished", "failed")
+
+
+def test_a_model_can_be_copied_while_its_bar_is_shown(monkeypatch):
+    monkeypatch.undo()
+    held = Event()
+    run = model(callbacks=[ProgressBar(), lambda model, iteration: not held.wait(30)]).fit_async(example())
+    until(lambda: run.n_done >= 1)
+    run.model.set_params(callbacks=run.model.callbacks[:1])
+    copied = pickle.loads(pickle.dumps(run.model))
+    held.set()
+    np.testing.assert_array_equal(copied.components_.shape, run.wait(30).components_.shape)
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------

@@ -64,7 +64,6 @@ class AtomExplorer(anywidget.AnyWidget):
     found = traitlets.Dict().tag(sync=True)
     details = traitlets.Dict().tag(sync=True)
     static = traitlets.Bool(False).tag(sync=True)
-    color_limit = traitlets.Float(0.0).tag(sync=True)
 
     def __init__(self, dictionary: Dictionary, codes: SparseCodes, embeddings: Source | None = None) -> None:
         self._dictionary = dictionary
@@ -158,16 +157,29 @@ class AtomExplorer(anywidget.AnyWidget):
         ValueError
             If `n_atoms` is not a whole number of at least 0.
         """
-        if not isinstance(n_atoms, Integral) or n_atoms < 0:
+        if not isinstance(n_atoms, Integral) or isinstance(n_atoms, bool) or n_atoms < 0:
             raise ValueError(f"n_atoms={n_atoms!r} must be a whole number of at least 0")
         order = np.argsort(-self._index.usage, kind="stable")[:n_atoms].tolist()
         chosen = self.detail.get("atom", order[0] if order else -1)
         shown = sorted({chosen, *order} - {-1})
         details = {str(detail["atom"]): detail for detail in self._details(shown, _PAGE_DIGITS)}
-        names = "atoms", "table", "labels", "color_limit"
+        names = "atoms", "table", "labels"
         state = {name: getattr(self, name) for name in names} | {"static": True, "chosen": chosen, "details": details}
         state |= {"detail": details.get(str(chosen), {}), "query": "", "found": {}}
         write_page(path, f"{len(self._index.usage):,} atoms", "explorer", state)
+
+    def __repr__(self) -> str:
+        """One line, for where widgets are not shown."""
+        return f"<AtomExplorer: {self._index.n_atoms} atoms, {self._index.n_samples} samples>"
+
+    @traitlets.validate("labels")
+    def _check_labels(self, proposal: Any) -> dict[str, str]:
+        """Refuse what are no labels, whoever sets them; blank ones are none."""
+        given = {atom: text for atom, text in proposal.value.items() if not isinstance(text, str) or text.strip()}
+        if not all(isinstance(atom, str) and atom.isdecimal() for atom in given):
+            raise ValueError(f"labels={proposal.value!r} must have atoms by their number, as text, for keys")
+        stripped = {int(atom): text.strip() if isinstance(text, str) else text for atom, text in given.items()}
+        return {str(atom): text for atom, text in check_labels(stripped, len(self._group)).items()}
 
     def _check_atom(self, atom: int) -> int:
         if not isinstance(atom, Integral) or isinstance(atom, bool):
@@ -177,24 +189,17 @@ class AtomExplorer(anywidget.AnyWidget):
         return int(atom)
 
     def _keep_labels(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-        """Let the dictionary have what was changed here or in the browser; blank labels are none."""
-        labels = dict(self._dictionary.labels)
+        """Let the dictionary have what was changed here or in the browser; another explorer may have changed others."""
+        labels = self._dictionary.labels
         for atom in {*before, *after}:
-            text = after.get(atom, "").strip()
-            if text != before.get(atom, ""):
+            if before.get(atom) != after.get(atom):
                 labels.pop(int(atom), None)
-                labels |= {int(atom): text} if text else {}
-        checked = check_labels(labels, self._index.n_atoms)
-        self._dictionary.labels.clear()
-        self._dictionary.labels.update(checked)
-        self.labels = {str(atom): text for atom, text in self._dictionary.labels.items()}
+                labels |= {int(atom): after[atom]} if atom in after else {}
+        self.labels = {str(atom): text for atom, text in sorted(labels.items())}
 
     def _show(self, atom: int) -> None:
         detail = next(self._details([atom])) if 0 <= atom < self._index.n_atoms else {}
-        examples = [*detail.get("positive", ()), *detail.get("negative", ())]
-        with self.hold_sync():
-            self.color_limit = max((abs(value) for example in examples for value in example["values"]), default=0.0)
-            self.detail = detail
+        self.detail = detail
 
     def _details(self, atoms: Sequence[int], digits: int | None = None) -> Iterator[dict[str, Any]]:
         """What there is to show of atoms, as plain JSON, with all or some digits of the numbers."""
@@ -272,7 +277,7 @@ class AtomExplorer(anywidget.AnyWidget):
         found: dict[str, Any] = {"query": query, "atoms": [], "share": [], "note": ""}
         ids, texts = self._tokens
         if text and ids is None:
-            found["note"] = "The tokens of the samples are not known: give the embeddings to explore."
+            found["note"] = "The tokens of the samples are not known: give explore the path of the store that has them."
         elif text and ids is not None:
             tokens = {token: bare(token_text).casefold() for token, token_text in texts.items()}
             share = self._share(ids, [token for token, plain in tokens.items() if plain == text])

@@ -136,6 +136,8 @@ class ConvergenceMonitor(anywidget.AnyWidget):
             if self._state not in FINAL_STATES:
                 self._state, self._message = state, message
                 self._push()
+                if state in FINAL_STATES:
+                    self._on_command = None  # nothing is left to command; ipywidgets keeps the monitor, but not the fit
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Write what it shows to a page that needs neither kernel nor network.

@@ -110,7 +110,9 @@ def write_page(path: str | PathLike[str], title: str, widget_name: str, state: M
         state=_script_json(plain),
         buffers=_script_json(buffers),
     )
-    Path(path).write_text(page, encoding="utf-8")
+    target = Path(path).expanduser()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(page.encode())  # encoded first: what cannot be leaves the page that was there
 
 
 def _static(name: str) -> str:

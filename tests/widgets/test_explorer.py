@@ -110,8 +110,6 @@ def test_and_its_figures(atom, explorer, X, learned):
     counts, edges = np.histogram(used.astype(np.float64), bins=40)
     assert detail["histogram"]["counts"] == counts.tolist()
     assert (detail["histogram"]["low"], detail["histogram"]["high"]) == (edges[0], edges[-1])
-    shown = [abs(value) for example in [*detail["positive"], *detail["negative"]] for value in example["values"]]
-    assert explorer.color_limit == max(shown)
 
 
 @pytest.mark.parametrize("atom", ATOMS)
@@ -317,7 +315,7 @@ def test_what_is_nowhere_is_said_to_be(explorer):
 def test_without_tokens_a_search_says_what_is_missing(dictionary, codes):
     explorer = dictionary.explore(codes)
     assert explorer.search("the") == []
-    assert "give the embeddings" in explorer.found["note"]
+    assert "the path of the store that has them" in explorer.found["note"]
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -486,7 +484,7 @@ def test_embeddings_of_other_samples_are_refused(dictionary, codes, embeddings):
     with pytest.raises(ValueError, match=r"codes are of 4096 samples.*embeddings are 24576"):
         dictionary.explore(plain, STORE)
     few = xr.open_zarr(STORE).isel(context_window=slice(10))
-    with pytest.raises(ValueError, match=r"context of up to \d+, but context_tokens has shape \(10, 126\)"):
+    with pytest.raises(ValueError, match=r"context from 0 to \d+, but context_tokens has shape \(10, 126\)"):
         dictionary.explore(codes, few)
 
 
@@ -523,3 +521,34 @@ def test_labels_given_to_the_dictionary_of_a_model_are_found_again(tmp_path):
     model.partial_fit(Y)
     assert model.dictionary_.labels == {3: "rivers"}
     assert model.fit(Y).dictionary_.labels == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [({"999999": "x"}, "labels has atom 999999"), ({"abc": "x"}, "by their number"), ({"3": "\ud83d"}, "half a char")],
+)
+def test_labels_that_the_browser_must_not_send_change_nothing(labels, message, explorer, dictionary):
+    explorer.label(3, "kept")
+    with pytest.raises(ValueError, match=message):
+        explorer.labels = labels
+    assert explorer.labels == {"3": "kept"}
+    assert dictionary.labels == {3: "kept"}
+    explorer.label(4, "more")
+    assert dictionary.labels == {3: "kept", 4: "more"}
+
+
+def test_embeddings_of_another_number_of_samples_are_an_error():
+    D = Dictionary(np.eye(4), n_nonzero_coefs=1)
+    Y = np.random.default_rng(0).standard_normal((20, 4))
+    with pytest.raises(ValueError, match=r"the codes are of 20 samples .* but the embeddings are 10 samples"):
+        D.explore(D.encode(Y), Y[:10])
+
+
+def test_a_page_is_written_whole_into_a_folder_that_is_made(explorer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    explorer.to_html("~/new/atoms.html", n_atoms=1)
+    assert "</html>" in (tmp_path / "new" / "atoms.html").read_text()
+
+
+def test_its_repr_says_what_it_is_of(explorer):
+    assert repr(explorer) == f"<AtomExplorer: {N_ATOMS} atoms, 4096 samples>"
