@@ -17,8 +17,9 @@ PARAMETERS = {"n_components": 256, "n_nonzero_coefs": 6, "batch_size": 10_000, "
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     rows = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
-    np.save(tmp_path_factory.mktemp("embeddings") / "rows.npy", rows)
-    return tmp_path_factory.getbasetemp() / "embeddings0" / "rows.npy"
+    path = tmp_path_factory.mktemp("embeddings") / "rows.npy"
+    np.save(path, rows)
+    return path
 
 
 @pytest.fixture(scope="module")

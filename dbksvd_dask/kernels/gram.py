@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dbksvd_dask.kernels import cpu
-
 ATOMS_PER_PANEL = 1024
+
+ATOMS_PER_TILE = 64
+"""Rows, or rows and columns, of a panel taken at a time: what is read and what is written stay in cache."""
 
 
 class Panel(NamedTuple):
@@ -31,7 +32,19 @@ def gram_panel(dictionary: np.ndarray, start: int, threshold: float | None = Non
     near = np.empty((0, 2), np.int64)
     if threshold is not None:
         near = np.argwhere(np.triu(np.abs(products) > threshold, 1)) + start
-    return Panel(products, cpu.largest_products(products), near)
+    return Panel(products, _largest_products(products), near)
+
+
+def _largest_products(panel: np.ndarray) -> np.ndarray:
+    """The largest ``|⟨d_i, d_j⟩|`` that a panel holds of each atom with any other: (rows, width) → (width,)."""
+    largest = np.zeros(panel.shape[1], panel.dtype)
+    for start in range(0, len(panel), ATOMS_PER_TILE):
+        products = np.abs(panel[start : start + ATOMS_PER_TILE])
+        stop = start + len(products)
+        np.fill_diagonal(products[:, start:stop], 0)
+        np.maximum(largest, products.max(axis=0), out=largest)
+        np.maximum(largest[start:stop], products.max(axis=1), out=largest[start:stop])
+    return largest
 
 
 def assemble_gram(panels: list[Panel]) -> np.ndarray:
@@ -39,8 +52,19 @@ def assemble_gram(panels: list[Panel]) -> np.ndarray:
     n_atoms = len(panels[0].largest)
     products = np.empty((n_atoms, n_atoms), panels[0].products.dtype)
     for start, panel in zip(panel_starts(n_atoms), panels, strict=True):
-        cpu.place_panel(panel.products, start, products)
+        _place_panel(panel.products, start, products)
     return products
+
+
+def _place_panel(panel: np.ndarray, start: int, products: np.ndarray) -> None:
+    """Copy the panel that begins on the diagonal at atom `start` to both of its places in the (m, m) `products`."""
+    n_rows, width = panel.shape
+    products[start : start + n_rows, start:] = panel
+    below = products[start:, start : start + n_rows]
+    for first in range(n_rows, width, ATOMS_PER_TILE):
+        for first_row in range(0, n_rows, ATOMS_PER_TILE):
+            columns, rows = slice(first, first + ATOMS_PER_TILE), slice(first_row, first_row + ATOMS_PER_TILE)
+            below[columns, rows] = panel[rows, columns].T
 
 
 def panels_coherence(largest: list[np.ndarray]) -> np.ndarray:

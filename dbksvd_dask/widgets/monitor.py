@@ -51,7 +51,7 @@ class ConvergenceMonitor(anywidget.AnyWidget):
     Parameters
     ----------
     on_command : callable, optional
-        Called with "stop", "pause" or "resume" when such a button is pressed, in the kernel's main thread.
+        Called with "stop", "pause" or "resume" when such a button is pressed, in a thread of the kernel.
 
     Examples
     --------

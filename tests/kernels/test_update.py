@@ -233,7 +233,7 @@ def passes_taken(basis):
 
 
 ENOUGH_PASSES = 10
-"""More than the Krylov spaces below have dimensions. The update is compiled once more for each number of passes."""
+"""More than the Krylov spaces below have dimensions."""
 
 
 def errors_with_a_gap(rng):

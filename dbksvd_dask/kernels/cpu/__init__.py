@@ -5,13 +5,8 @@ paper (Valentin, Katz, Vanhoucke, Kochenderfer, arXiv 2505.18441) with samples a
 transcription that these kernels are tested against is ``tests/oracle.py``.
 """
 
-from dbksvd_dask.kernels.cpu.gram import largest_products, place_panel
-from dbksvd_dask.kernels.cpu.pursuit import (
-    matching_pursuit,
-    orthogonal_matching_pursuit,
-    refit_least_squares,
-    subtract_reconstruction,
-)
+from dbksvd_dask.kernels.cpu.least_squares import refit_least_squares
+from dbksvd_dask.kernels.cpu.pursuit import matching_pursuit, orthogonal_matching_pursuit, subtract_reconstruction
 from dbksvd_dask.kernels.cpu.update import (
     accumulate_residual,
     next_direction,
@@ -26,11 +21,9 @@ __all__ = [
     "accumulate_residual",
     "feature_moments",
     "first_nonfinite_row",
-    "largest_products",
     "matching_pursuit",
     "next_direction",
     "orthogonal_matching_pursuit",
-    "place_panel",
     "project_in_turn",
     "refit_least_squares",
     "ritz_vectors",

@@ -1,26 +1,31 @@
-"""Sparse encoding: matching pursuits on precomputed products, refit, reconstruction."""
+"""Sparse encoding: matching pursuits on precomputed products, and reconstruction."""
 
 from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, load_tile, maximum, prefetch_row
+from dbksvd_dask.kernels.cpu.least_squares import (
+    backward_substitute,
+    extend_cholesky,
+    forward_substitute,
+    pivot_limit,
+)
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, empty_tile, load_tile, maximum, prefetch_row
 
 ATOMS_PER_BLOCK = 256
 """Products updated between two looks at the running maximum: few enough to find the winner again quickly."""
 
 
-@compiled
 def matching_pursuit(
-    products: Any,
-    gram: Any,
-    squared_norms: Any,
-    squared_residuals: Any,
+    products: np.ndarray,
+    gram: np.ndarray,
+    squared_norms: np.ndarray,
+    squared_residuals: np.ndarray,
     max_steps: int,
     rtol: float,
     nonnegative: bool,
-    indices: Any,
-    values: Any,
+    indices: np.ndarray,
+    values: np.ndarray,
 ) -> None:
     """Matching pursuit on precomputed products (paper, section 4.1).
 
@@ -45,14 +50,77 @@ def matching_pursuit(
     indices, values : (n, k) int32 and floats
         Filled in the order of first picking; empty slots stay as they were given (−1 and 0).
     """
-    n_samples, n_atoms = products.shape
+    smallest, goal = _ends(squared_norms, rtol, products.dtype)
+    _matching_pursuit(products, gram, squared_residuals, max_steps, smallest, goal, nonnegative, indices, values)
+
+
+def orthogonal_matching_pursuit(
+    products: np.ndarray,
+    gram: np.ndarray,
+    squared_norms: np.ndarray,
+    squared_residuals: np.ndarray,
+    rtol: float,
+    indices: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Orthogonal matching pursuit on precomputed products, with a growing Cholesky factor.
+
+    Like `matching_pursuit`, but after each pick all coefficients are the least-squares ones for the atoms picked so
+    far (Rubinstein, Zibulevsky, Elad 2008). A row ends early when the best atom depends linearly on its support.
+
+    Parameters
+    ----------
+    products : (n, m) floats
+        ``Y Dᵀ``; left as given.
+    gram, squared_norms, squared_residuals, rtol, indices, values
+        As in `matching_pursuit`.
+    """
+    smallest, goal = _ends(squared_norms, rtol, products.dtype)
+    n_slots = indices.shape[1]
+    p, lower = np.empty(products.shape[1], products.dtype), np.empty((n_slots, n_slots))
+    target, coefficients = np.empty(n_slots), np.empty(n_slots)
+    ends = squared_residuals, smallest, goal, pivot_limit(gram)
+    _orthogonal_matching_pursuit(products, gram, *ends, indices, values, p, lower, target, coefficients)
+
+
+def subtract_reconstruction(rows: np.ndarray, dictionary: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
+    """``rows ← rows − X D`` in place, one tile of features at a time.
+
+    Parameters
+    ----------
+    rows : (n, d) floats
+        Embeddings; overwritten by the residual.
+    dictionary : (m, d) floats
+    indices, values : (n, k) int32 and floats
+    """
+    _subtract_reconstruction(rows, dictionary, indices, values, empty_tile(dictionary))
+
+
+def _ends(squared_norms: np.ndarray, rtol: float, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The best product that is below rounding, and the ``‖r‖²`` that is small enough, of each row: (n,) float64."""
+    smallest = float(np.finfo(dtype).eps) * np.sqrt(squared_norms)
+    goal = rtol * rtol * squared_norms if rtol > 0 else np.full(len(squared_norms), -np.inf)
+    return smallest, goal
+
+
+@compiled
+def _matching_pursuit(
+    products: Any,
+    gram: Any,
+    squared_residuals: Any,
+    max_steps: int,
+    smallest: Any,
+    goal: Any,
+    nonnegative: bool,
+    indices: Any,
+    values: Any,
+) -> None:
+    n_atoms = products.shape[1]
     n_slots = indices.shape[1]
     zero = products.dtype.type(0)
-    rounding = np.finfo(products.dtype).eps
-    for i in range(n_samples):
+    for i in range(products.shape[0]):
         p = products[i]
         squared_residual = squared_residuals[i]
-        smallest = rounding * np.sqrt(squared_norms[i])
         n_used = 0
         atom = 0
         c = zero
@@ -61,15 +129,18 @@ def matching_pursuit(
             peak = zero
             best = 0
             for start in range(0, n_atoms, ATOMS_PER_BLOCK):
-                block_peak = _subtract_and_peak(p, g, c, start, min(start + ATOMS_PER_BLOCK, n_atoms), nonnegative)
+                stop = start + ATOMS_PER_BLOCK
+                if stop > n_atoms:
+                    stop = n_atoms
+                block_peak = _subtract_and_peak(p, g, c, start, stop, nonnegative)
                 if block_peak > peak:
                     peak = block_peak
                     best = start
-            if step == max_steps or peak <= smallest:
+            if step == max_steps or peak <= smallest[i] or squared_residual <= goal[i]:
                 break
-            if rtol > 0 and squared_residual <= rtol * rtol * squared_norms[i]:
-                break
-            atom = _locate(p, peak, best, nonnegative)
+            atom = best
+            while (p[atom] if nonnegative else abs(p[atom])) != peak:
+                atom += 1
             slot = 0
             while slot < n_used and indices[i, slot] != atom:
                 slot += 1
@@ -87,42 +158,37 @@ def matching_pursuit(
 
 
 @compiled
-def orthogonal_matching_pursuit(
-    products: Any, gram: Any, squared_norms: Any, squared_residuals: Any, rtol: float, indices: Any, values: Any
+def _orthogonal_matching_pursuit(
+    products: Any,
+    gram: Any,
+    squared_residuals: Any,
+    smallest: Any,
+    goal: Any,
+    limit: float,
+    indices: Any,
+    values: Any,
+    p: Any,
+    lower: Any,
+    target: Any,
+    coefficients: Any,
 ) -> None:
-    """Orthogonal matching pursuit on precomputed products, with a growing Cholesky factor.
-
-    Like `matching_pursuit`, but after each pick all coefficients are the least-squares ones for the atoms picked so
-    far (Rubinstein, Zibulevsky, Elad 2008). A row ends early when the best atom depends linearly on its support.
-
-    Parameters
-    ----------
-    products : (n, m) floats
-        ``Y Dᵀ``; left as given.
-    gram, squared_norms, squared_residuals, rtol, indices, values
-        As in `matching_pursuit`.
-    """
-    n_samples, n_atoms = products.shape
-    n_slots = indices.shape[1]
+    n_atoms = products.shape[1]
     zero = products.dtype.type(0)
-    rounding = np.finfo(products.dtype).eps
-    p = np.empty(n_atoms, products.dtype)
-    lower = np.empty((n_slots, n_slots), np.float64)
-    target = np.empty(n_slots, np.float64)
-    coefficients = np.empty(n_slots, np.float64)
-    for i in range(n_samples):
+    for i in range(products.shape[0]):
         support = indices[i]
-        smallest = rounding * np.sqrt(squared_norms[i])
         squared_residual = squared_residuals[i]
-        for size in range(n_slots):
-            if rtol > 0 and squared_residual <= rtol * rtol * squared_norms[i]:
+        for size in range(indices.shape[1]):
+            if squared_residual <= goal[i]:
                 break
             # p ← y Dᵀ − x G over the support
             peak = zero
             best = 0
-            p[:] = products[i]
+            for atom in range(n_atoms):
+                p[atom] = products[i, atom]
             for start in range(0, n_atoms, ATOMS_PER_BLOCK):
-                stop = min(start + ATOMS_PER_BLOCK, n_atoms)
+                stop = start + ATOMS_PER_BLOCK
+                if stop > n_atoms:
+                    stop = n_atoms
                 for slot in range(size):
                     _subtract_and_peak(p, gram[support[slot]], values[i, slot], start, stop, False)
                 for slot in range(size):
@@ -132,16 +198,19 @@ def orthogonal_matching_pursuit(
                 if block_peak > peak:
                     peak = block_peak
                     best = start
-            if peak <= smallest:
+            if peak <= smallest[i]:
                 break
-            atom = _locate(p, peak, best, False)
-            if not _extend_cholesky(lower, size, gram, support, atom):
+            picked = best
+            while abs(p[picked]) != peak:
+                picked += 1
+            if not extend_cholesky(lower, size, gram, support, picked, limit):
                 break
-            support[size] = atom
-            target[size] = products[i, atom]
-            coefficients[: size + 1] = target[: size + 1]
-            _forward_substitute(lower, size + 1, coefficients)
-            _backward_substitute(lower, size + 1, coefficients)
+            support[size] = picked
+            target[size] = products[i, picked]
+            for slot in range(size + 1):
+                coefficients[slot] = target[slot]
+            forward_substitute(lower, size + 1, coefficients)
+            backward_substitute(lower, size + 1, coefficients)
             squared_residual = squared_residuals[i]
             for slot in range(size + 1):
                 values[i, slot] = coefficients[slot]
@@ -149,53 +218,11 @@ def orthogonal_matching_pursuit(
 
 
 @compiled
-def refit_least_squares(residual_products: Any, gram: Any, indices: Any, values: Any) -> None:
-    """Replace the coefficients of each row by the least-squares ones on the same support.
-
-    Parameters
-    ----------
-    residual_products : (n, k) floats
-        ``⟨r, d_j⟩`` for the atom in each slot, with r the residual of the coefficients given.
-    gram : (m, m) floats
-    indices, values : (n, k) int32 and floats
-        `values` are overwritten; a row whose support is linearly dependent keeps its own.
-    """
-    n_samples, n_slots = indices.shape
-    lower = np.empty((n_slots, n_slots), np.float64)
-    step = np.empty(n_slots, np.float64)
-    for i in range(n_samples):
-        size = 0
-        independent = True
-        while independent and size < n_slots and indices[i, size] >= 0:
-            independent = _extend_cholesky(lower, size, gram, indices[i], indices[i, size])
-            step[size] = residual_products[i, size]
-            size += 1
-        if not independent:
-            continue
-        # The correction G_II δ = ⟨r, d_I⟩ is small where the pursuit was good, so it loses fewer digits than x itself.
-        _forward_substitute(lower, size, step)
-        _backward_substitute(lower, size, step)
-        for slot in range(size):
-            values[i, slot] += step[slot]
-
-
-@compiled
-def subtract_reconstruction(rows: Any, dictionary: Any, indices: Any, values: Any) -> None:
-    """``rows ← rows − X D`` in place, one tile of features at a time.
-
-    Parameters
-    ----------
-    rows : (n, d) floats
-        Embeddings; overwritten by the residual.
-    dictionary : (m, d) floats
-    indices, values : (n, k) int32 and floats
-    """
-    n_samples, n_features = rows.shape
-    tile = np.empty((dictionary.shape[0], FEATURES_PER_TILE), dictionary.dtype)
-    for first in range(0, n_features, FEATURES_PER_TILE):
+def _subtract_reconstruction(rows: Any, dictionary: Any, indices: Any, values: Any, tile: Any) -> None:
+    for first in range(0, rows.shape[1], FEATURES_PER_TILE):
         width = np.uint64(load_tile(dictionary, first, tile))
         offset = np.uint64(first)
-        for i in range(n_samples):
+        for i in range(rows.shape[0]):
             for slot in range(indices.shape[1]):
                 atom = indices[i, slot]
                 if atom < 0:
@@ -221,43 +248,3 @@ def _subtract_and_peak(p: Any, g: Any, c: float, start: int, stop: int, nonnegat
             p[atom] = q
             peak = maximum(abs(q), peak)
     return peak
-
-
-@compiled
-def _locate(p: Any, peak: float, start: int, nonnegative: bool) -> int:
-    """Lowest index from `start` on whose ``|p|`` (or ``p``) is `peak`."""
-    atom = start
-    while (p[atom] if nonnegative else abs(p[atom])) != peak:
-        atom += 1
-    return atom
-
-
-@compiled
-def _forward_substitute(lower: Any, size: int, right: Any) -> None:
-    """Solve ``L z = right`` in place for the leading `size` rows of the lower triangular L."""
-    for row in range(size):
-        for column in range(row):
-            right[row] -= lower[row, column] * right[column]
-        right[row] /= lower[row, row]
-
-
-@compiled
-def _backward_substitute(lower: Any, size: int, right: Any) -> None:
-    """Solve ``Lᵀ z = right`` in place for the leading `size` rows of the lower triangular L."""
-    for row in range(size - 1, -1, -1):
-        for column in range(row + 1, size):
-            right[row] -= lower[column, row] * right[column]
-        right[row] /= lower[row, row]
-
-
-@compiled
-def _extend_cholesky(lower: Any, size: int, gram: Any, support: Any, atom: int) -> bool:
-    """Append `atom` to the Cholesky factor of ``G[support, support]``; False when it depends on the support."""
-    for column in range(size):
-        lower[size, column] = gram[atom, support[column]]
-    _forward_substitute(lower, size, lower[size])
-    pivot = np.float64(gram[atom, atom])
-    for column in range(size):
-        pivot -= lower[size, column] * lower[size, column]
-    lower[size, size] = np.sqrt(max(pivot, 0.0))
-    return pivot > 16 * np.finfo(gram.dtype).eps

@@ -5,18 +5,18 @@ pass over the residual applies it to one vector of every atom, and Lanczos needs
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, dot, load_tile, long_dot
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, empty_tile, load_tile, long_dots
 
-ATOMS_PER_BLOCK = 256
-"""Atoms whose Krylov vectors are put into one array at a time."""
+ATOMS_PER_BLOCK = 128
+"""Atoms updated at a time, so that what is computed of them in float64 stays in cache."""
 
 
-@compiled
-def support_entries(indices: Any, position: Any) -> Any:
+def support_entries(indices: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The entries of the codes that use an atom of the inner batch, row by row.
 
     Parameters
@@ -30,28 +30,26 @@ def support_entries(indices: Any, position: Any) -> Any:
     rows, slots, atoms : three (entries,) int32
         `atoms` counts within the inner batch.
     """
-    n_samples, n_slots = indices.shape
-    n_entries = 0
-    for i in range(n_samples):
-        for slot in range(n_slots):
-            if indices[i, slot] >= 0 and position[indices[i, slot]] >= 0:
-                n_entries += 1
-    rows = np.empty(n_entries, np.int32)
-    slots = np.empty(n_entries, np.int32)
-    atoms = np.empty(n_entries, np.int32)
+    rows, slots, atoms = (np.empty(indices.size, np.int32) for _ in range(3))
+    n_entries = _find_entries(indices, position, rows, slots, atoms)
+    return rows[:n_entries], slots[:n_entries], atoms[:n_entries]
+
+
+@compiled
+def _find_entries(indices: Any, position: Any, rows: Any, slots: Any, atoms: Any) -> int:
     entry = 0
-    for i in range(n_samples):
-        for slot in range(n_slots):
-            if indices[i, slot] >= 0 and position[indices[i, slot]] >= 0:
+    for i in range(indices.shape[0]):
+        for slot in range(indices.shape[1]):
+            atom = indices[i, slot]
+            if atom >= 0 and position[atom] >= 0:
                 rows[entry] = i
                 slots[entry] = slot
-                atoms[entry] = position[indices[i, slot]]
+                atoms[entry] = position[atom]
                 entry += 1
-    return rows, slots, atoms
+    return entry
 
 
-@compiled_sum
-def support_products(residual: Any, vectors: Any, rows: Any, atoms: Any) -> Any:
+def support_products(residual: np.ndarray, vectors: np.ndarray, rows: np.ndarray, atoms: np.ndarray) -> np.ndarray:
     """``⟨r_i, v_j⟩`` for each entry (i, j), one tile of features at a time.
 
     Parameters
@@ -64,8 +62,13 @@ def support_products(residual: Any, vectors: Any, rows: Any, atoms: Any) -> Any:
     -------
     (entries,) floats
     """
-    products = np.zeros(rows.size, residual.dtype)
-    tile = np.empty((vectors.shape[0], FEATURES_PER_TILE), vectors.dtype)
+    products = np.zeros(len(rows), residual.dtype)
+    _add_products(residual, vectors, rows, atoms, products, empty_tile(vectors))
+    return products
+
+
+@compiled_sum
+def _add_products(residual: Any, vectors: Any, rows: Any, atoms: Any, products: Any, tile: Any) -> None:
     for first in range(0, residual.shape[1], FEATURES_PER_TILE):
         width = np.uint64(load_tile(vectors, first, tile))
         offset = np.uint64(first)
@@ -76,11 +79,11 @@ def support_products(residual: Any, vectors: Any, rows: Any, atoms: Any) -> Any:
             for f in range(width):
                 product += residual[i, offset + f] * tile[j, f]
             products[entry] += product
-    return products
 
 
-@compiled
-def accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums: Any) -> None:
+def accumulate_residual(
+    residual: np.ndarray, rows: np.ndarray, atoms: np.ndarray, weights: np.ndarray, sums: np.ndarray
+) -> None:
     """``sums_j += Σ_i weight_ij r_i`` over the entries (i, j), one tile of features at a time.
 
     Parameters
@@ -90,7 +93,11 @@ def accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums
     weights : (entries,) floats
     sums : (w, d) floats
     """
-    tile = np.empty((sums.shape[0], FEATURES_PER_TILE), sums.dtype)
+    _accumulate_residual(residual, rows, atoms, weights, sums, empty_tile(sums))
+
+
+@compiled
+def _accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sums: Any, tile: Any) -> None:
     for first in range(0, residual.shape[1], FEATURES_PER_TILE):
         width = np.uint64(load_tile(sums, first, tile))
         offset = np.uint64(first)
@@ -138,7 +145,7 @@ def project_in_turn(
                 residual[i, f] += x * old[atoms[last], f]
             last += 1
         for entry in range(first, last):
-            x = dot(residual, i, new, atoms[entry])
+            x = _dot(residual, i, new, atoms[entry])
             if nonnegative:
                 x = max(x, residual.dtype.type(0))
             values[i, slots[entry]] = x
@@ -147,11 +154,13 @@ def project_in_turn(
         first = last
 
 
-@compiled
-def _add_multiple(total: Any, factor: float, vector: Any) -> None:
-    """``total += factor * vector`` in the precision of `total`."""
-    for f in range(np.uint64(total.size)):
-        total[f] += factor * vector[f]
+@compiled_sum
+def _dot(a: Any, i: int, b: Any, j: int) -> float:
+    """``⟨a_i, b_j⟩`` in the arrays' own precision."""
+    total = a.dtype.type(0)
+    for f in range(np.uint64(a.shape[1])):
+        total += a[i, f] * b[j, f]
+    return total
 
 
 def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], tol: float) -> np.ndarray:
@@ -171,14 +180,23 @@ def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], 
     (w, d) floats
         q_{t+1}; zero where the atom is done or its Krylov space exhausted.
     """
-    direction = np.zeros_like(basis[0])
+    direction = np.empty_like(basis[0])
+    exhausted = 16 * float(np.finfo(direction.dtype).eps)
     for block, *krylov in _blocks_of_atoms(basis, products):
-        last, goal = np.ones(len(krylov[0][0])), np.full(len(krylov[0][0]), -np.inf)
+        q = krylov[1][-1].astype(np.float64)
+        lengths = np.sqrt(long_dots(q, q))
+        for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
+            for vectors in krylov[0]:
+                _add_multiples(q, -long_dots(q, vectors), vectors)
+        norms = np.sqrt(long_dots(q, q))
+        done = norms <= exhausted * lengths
         if tol > 0:
-            values, vectors = np.linalg.eigh(_projections(*krylov))
+            values, ritz = np.linalg.eigh(_projections(*krylov))
             # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
-            last, goal = np.abs(vectors[:, -1, -1]), tol * values[:, -1]
-        _next_direction(*krylov, last, goal, direction[block])
+            done |= norms * np.abs(ritz[:, -1, -1]) <= tol * values[:, -1]
+        q /= np.where(done, 1, norms)[:, np.newaxis]
+        q[done] = 0
+        direction[block] = q
     return direction
 
 
@@ -201,69 +219,43 @@ def ritz_vectors(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], ol
     (w, d) floats
         Unit rows with ``⟨new, old⟩ ≥ 0``.
     """
-    new = old.copy()
+    new = np.empty_like(old)
     for block, *krylov in _blocks_of_atoms(basis, products):
-        _, vectors = np.linalg.eigh(_projections(*krylov))
-        _ritz_vectors(krylov[1], vectors[:, :, -1], new[block])
+        weights = np.linalg.eigh(_projections(*krylov))[1][:, :, -1]
+        v = np.zeros(krylov[1][0].shape)
+        for factors, vectors in zip(np.ascontiguousarray(weights.T), krylov[1], strict=True):
+            _add_multiples(v, factors, vectors)
+        norms = np.sqrt(long_dots(v, v))
+        norms[long_dots(v, old[block]) < 0] *= -1
+        stays = norms == 0
+        v /= np.where(stays, 1, norms)[:, np.newaxis]
+        v[stays] = old[block][stays]
+        new[block] = v
     return new
 
 
 def _blocks_of_atoms(
     basis: Sequence[np.ndarray], products: Sequence[np.ndarray]
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Some atoms at a time, their vectors in one array: kernels are not compiled anew for each number of passes."""
+) -> Iterator[tuple[slice, list[np.ndarray], list[np.ndarray]]]:
+    """Some atoms at a time, with their vectors and products."""
     for start in range(0, len(basis[0]), ATOMS_PER_BLOCK):
         block = slice(start, start + ATOMS_PER_BLOCK)
-        yield block, np.stack([q[block] for q in basis]), np.stack([product[block] for product in products])
+        yield block, [q[block] for q in basis], [product[block] for product in products]
 
 
-@compiled
-def _next_direction(basis: Any, products: Any, last: Any, goal: Any, direction: Any) -> None:
-    """Fill `direction`, (w, d) zeros, from (t, w, d) vectors and products, unless ``‖q‖ last ≤ goal``, each (w,)."""
-    size, n_atoms, n_features = basis.shape
-    exhausted = 16 * np.finfo(basis.dtype).eps
-    q = np.empty(n_features, np.float64)
-    for j in range(n_atoms):
-        for f in range(n_features):
-            q[f] = products[size - 1, j, f]
-        scale = np.sqrt(long_dot(q, q))
-        for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
-            for t in range(size):
-                _add_multiple(q, -long_dot(q, basis[t, j]), basis[t, j])
-        norm = np.sqrt(long_dot(q, q))
-        if norm <= exhausted * scale or norm * last[j] <= goal[j]:
-            continue
-        for f in range(n_features):
-            direction[j, f] = q[f] / norm
-
-
-@compiled
-def _ritz_vectors(products: Any, weights: Any, new: Any) -> None:
-    """Overwrite `new`, (w, d) atoms so far, by (t, w, d) products, weighted by (w, t)."""
-    size, n_atoms, n_features = products.shape
-    v = np.empty(n_features, np.float64)
-    for j in range(n_atoms):
-        for f in range(n_features):
-            v[f] = 0.0
-        for s in range(size):
-            _add_multiple(v, weights[j, s], products[s, j])
-        norm = np.sqrt(long_dot(v, v))
-        if norm == 0.0:
-            continue
-        if long_dot(v, new[j]) < 0:
-            norm = -norm
-        for f in range(n_features):
-            new[j, f] = v[f] / norm
-
-
-@compiled
-def _projections(basis: Any, products: Any) -> Any:
-    """``q_s E_jᵀE_j q_tᵀ`` of (t, w, d) vectors and products: (w, t, t) float64."""
-    size, n_atoms, _ = basis.shape
-    projected = np.empty((n_atoms, size, size), np.float64)
-    for j in range(n_atoms):
-        for s in range(size):
-            for t in range(s, size):
-                projected[j, s, t] = long_dot(basis[s, j], products[t, j])
-                projected[j, t, s] = projected[j, s, t]
+def _projections(basis: Sequence[np.ndarray], products: Sequence[np.ndarray]) -> np.ndarray:
+    """``q_s E_jᵀE_j q_tᵀ`` of t vectors and products, each (w, d): (w, t, t) float64."""
+    size = len(basis)
+    projected = np.empty((len(basis[0]), size, size))
+    for s, t in combinations_with_replacement(range(size), 2):
+        projected[:, s, t] = projected[:, t, s] = long_dots(basis[s], products[t])
     return projected
+
+
+@compiled
+def _add_multiples(totals: Any, factors: Any, vectors: Any) -> None:
+    """``totals_i += factor_i * vector_i``, in the precision of the totals."""
+    for i in range(totals.shape[0]):
+        factor = factors[i]
+        for f in range(np.uint64(totals.shape[1])):
+            totals[i, f] += factor * vectors[i, f]
