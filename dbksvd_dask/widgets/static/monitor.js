@@ -402,7 +402,7 @@ function render({ model, el }) {
 
   function draw() {
     frame = 0;
-    if (isStale) {
+    if (isStale && root.clientWidth) {  // out of sight, as while a theme is changed, it keeps what it shows
       // All sizes first: to ask for one after a change makes the browser lay out everything.
       for (const it of [...charts, histogram]) it.size = [it.svg.clientWidth, it.svg.clientHeight];
       for (const chart of charts) chart.draw(columns, isLogarithmic);

@@ -1,0 +1,1 @@
+"""Journeys of a researcher in a real browser."""
