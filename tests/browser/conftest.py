@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from browser.lab import PATIENCE, REPOSITORY, Lab, Notebook, leaves
 
 CHROMIUM = Path("/usr/bin/chromium")
