@@ -268,7 +268,8 @@ class AtomExplorer(anywidget.AnyWidget):
 
     def _nearest(self, atom: int) -> list[tuple[int, float]]:
         atoms = self._dictionary.atoms
-        cosines = atoms @ atoms[atom]
+        # Not by BLAS, whose threads may wait a third of a second for those that have just read the index.
+        cosines = np.einsum("af,f->a", atoms, atoms[atom])
         order = np.argsort(-np.abs(cosines), kind="stable")
         return [(int(near), cosines[near]) for near in order[: N_NEIGHBOURS + 1] if near != atom][:N_NEIGHBOURS]
 

@@ -30,9 +30,10 @@ def support_entries(indices: np.ndarray, position: np.ndarray) -> tuple[np.ndarr
     rows, slots, atoms : three (entries,) int32
         `atoms` counts within the inner batch.
     """
-    rows, slots, atoms = (np.empty(indices.size, np.int32) for _ in range(3))
-    n_entries = _find_entries(indices, position, rows, slots, atoms)
-    return rows[:n_entries], slots[:n_entries], atoms[:n_entries]
+    n_entries = _find_entries(indices, position, *np.empty((3, 0), np.int32))
+    rows, slots, atoms = np.empty((3, n_entries), np.int32)
+    _find_entries(indices, position, rows, slots, atoms)
+    return rows, slots, atoms
 
 
 @compiled
@@ -42,9 +43,10 @@ def _find_entries(indices: Any, position: Any, rows: Any, slots: Any, atoms: Any
         for slot in range(indices.shape[1]):
             atom = indices[i, slot]
             if atom >= 0 and position[atom] >= 0:
-                rows[entry] = i
-                slots[entry] = slot
-                atoms[entry] = position[atom]
+                if entry < rows.size:
+                    rows[entry] = i
+                    slots[entry] = slot
+                    atoms[entry] = position[atom]
                 entry += 1
     return entry
 
