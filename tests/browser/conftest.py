@@ -26,7 +26,7 @@ KERNELS = {"python3": None} | {folder.name: folder for folder in FOLDERS}
 """Kernels by name: the ipykernel that is installed, and those that `pip install --target` has put into folders."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there, asyncio has a running loop in this thread
 def browser():
     missing = [name for name in ("jupyterlab", "anywidget", "playwright") if find_spec(name) is None]
     missing += [] if CHROMIUM.exists() else [str(CHROMIUM)]
@@ -40,7 +40,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     lab = Lab(tmp_path_factory.mktemp("lab"), KERNELS)
     yield lab

@@ -30,25 +30,32 @@ def support_entries(indices: np.ndarray, position: np.ndarray) -> tuple[np.ndarr
     rows, slots, atoms : three (entries,) int32
         `atoms` counts within the inner batch.
     """
-    n_entries = _find_entries(indices, position, *np.empty((3, 0), np.int32))
-    rows, slots, atoms = np.empty((3, n_entries), np.int32)
+    rows, slots, atoms = np.empty((3, _count_entries(indices, position)), np.int32)
     _find_entries(indices, position, rows, slots, atoms)
     return rows, slots, atoms
 
 
 @compiled
-def _find_entries(indices: Any, position: Any, rows: Any, slots: Any, atoms: Any) -> int:
+def _count_entries(indices: Any, position: Any) -> int:
+    n_entries = 0
+    for i in range(indices.shape[0]):
+        for slot in range(indices.shape[1]):
+            if indices[i, slot] >= 0 and position[indices[i, slot]] >= 0:
+                n_entries += 1
+    return n_entries
+
+
+@compiled
+def _find_entries(indices: Any, position: Any, rows: Any, slots: Any, atoms: Any) -> None:
     entry = 0
     for i in range(indices.shape[0]):
         for slot in range(indices.shape[1]):
             atom = indices[i, slot]
             if atom >= 0 and position[atom] >= 0:
-                if entry < rows.size:
-                    rows[entry] = i
-                    slots[entry] = slot
-                    atoms[entry] = position[atom]
+                rows[entry] = i
+                slots[entry] = slot
+                atoms[entry] = position[atom]
                 entry += 1
-    return entry
 
 
 def support_products(residual: np.ndarray, vectors: np.ndarray, rows: np.ndarray, atoms: np.ndarray) -> np.ndarray:
