@@ -1,4 +1,4 @@
-from . import bounds, callbacks, embeddings, history, metrics
+from . import bounds, callbacks, cluster, embeddings, history, metrics
 from .baseline import Baseline, ksvd_baseline
 from .callbacks import Callback, ProgressBar, StopOnPlateau, TimeBudget
 from .codes import SparseCodes, open_codes
@@ -23,6 +23,7 @@ __all__ = [
     "ToyProblem",
     "bounds",
     "callbacks",
+    "cluster",
     "compare",
     "embeddings",
     "history",

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from sklearn.utils._param_validation import validate_parameter_constraints
 
+from dbksvd_dask import fitting
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings import open_embeddings
@@ -179,8 +180,9 @@ def _first_atoms(rows: np.ndarray, model: DBKSVD) -> np.ndarray:
     model.set_params(batch_size=max(len(rows), 1))
     embeddings = open_rows(model, rows, reset=True)
     check_parameters(model, len(rows))
-    known = model._begin(embeddings)
-    return model._first_atoms(model._batches(embeddings), known, model._training_of_fit(len(rows)))
+    known = fitting.begin(model, embeddings)
+    training = fitting.training_of_fit(model, len(rows))
+    return fitting.begin_atoms(model, fitting.batches_of(model, embeddings), known, training)
 
 
 def _replace_unused(atoms: np.ndarray, codes: SparseCodes, rows: np.ndarray, residual: np.ndarray) -> None:

@@ -5,6 +5,7 @@ A callback is anything that can be called as ``callback(model, iteration)`` afte
 begins and ends derives from `Callback`.
 """
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from time import monotonic
 from typing import Any
@@ -35,6 +36,9 @@ class Callback:
 
     def begin(self, model: Any, n_iterations: int) -> None:
         """Before the first iteration: the model, with its first dictionary, and how many iterations there will be."""
+
+    def catch_up(self, model: Any, iterations: Sequence[Iteration]) -> bool | None:
+        """After `begin` where a fit is resumed: the iterations before, counted there, too; True ends the fit."""
 
     def __call__(self, model: Any, iteration: Iteration) -> bool | None:
         """After each iteration; True ends the fit."""
@@ -75,6 +79,10 @@ class StopOnPlateau(Callback):
         """Forget the fit before."""
         self._best = np.inf
         self._waited = 0
+
+    def catch_up(self, model: Any, iterations: Sequence[Iteration]) -> bool:
+        """Wait as long as if it had seen them."""
+        return [self(model, iteration) for iteration in iterations][-1]
 
     def __call__(self, model: Any, iteration: Iteration) -> bool:
         """True after `patience` iterations without improvement."""
@@ -131,6 +139,10 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm  # warns in a notebook without ipywidgets, whoever imports it
 
         self._bar = tqdm(total=n_iterations, unit="iteration", desc="kernels are compiled at first use")
+
+    def catch_up(self, model: Any, iterations: Sequence[Iteration]) -> None:
+        """Begin where the fit has ended."""
+        self._bar.initial = self._bar.n = len(iterations)
 
     def __call__(self, model: Any, iteration: Iteration) -> None:
         """Advance the bar."""

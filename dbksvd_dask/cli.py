@@ -1,4 +1,4 @@
-"""Command line: ``dbksvd fit``, ``dbksvd encode``, ``dbksvd info``."""
+"""Command line: ``dbksvd fit``, ``dbksvd resume``, ``dbksvd encode``, ``dbksvd info``."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ from dbksvd_dask.codes import open_codes
 from dbksvd_dask.dictionary import Dictionary, open_dictionary
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.estimator import DBKSVD
+from dbksvd_dask.lost_workers import WorkersLost
 from dbksvd_dask.store import check_target, store_kind
 
 _DEFAULTS = DBKSVD(n_components=1, n_nonzero_coefs=1).get_params()
@@ -35,6 +36,14 @@ def _options(*options: Callable) -> Callable:
 _embeddings_options = _options(
     click.option("--name", help="Array within the container, where it holds several."),
     click.option("--where", metavar="COORDINATE=VALUE", help="Only the samples with this coordinate: split=train."),
+)
+_held_out_options = _options(
+    click.option("--validation", metavar="PATH", help="Held-out embeddings."),
+    click.option("--validation-where", metavar="COORDINATE=VALUE", help="Held-out samples: split=validation."),
+)
+_ending_options = _options(
+    click.option("--max-seconds", type=float, help="End with the first iteration after so many seconds."),
+    click.option("--patience", type=int, help="End when the validation error stands still for so many iterations."),
 )
 _run_options = _options(
     click.option(
@@ -57,12 +66,10 @@ def main() -> None:
 @click.option("-m", "--n-components", type=int, required=True, help="Atoms.")
 @click.option("-k", "--n-nonzero-coefs", type=int, required=True, help="Most atoms a sample may use.")
 @_embeddings_options
-@click.option("--validation", metavar="PATH", help="Held-out embeddings.")
-@click.option("--validation-where", metavar="COORDINATE=VALUE", help="Held-out samples: split=validation.")
+@_held_out_options
 @click.option("--batch-size", default=_DEFAULTS["batch_size"], help="Samples of an outer batch.")
 @click.option("--max-iter", default=_DEFAULTS["max_iter"], help="Iterations.")
-@click.option("--max-seconds", type=float, help="End with the first iteration after so many seconds.")
-@click.option("--patience", type=int, help="End when the validation error stands still for so many iterations.")
+@_ending_options
 @click.option("--inner-batch-size", type=int, help="Atoms updated simultaneously; all by default.")
 @click.option("--matryoshka", is_flag=True, help="In groups of 256, 256, 512, … atoms, each fitted to what is left.")
 @click.option("--max-coherence", type=float, help="Replace the less used one of two atoms nearer than this.")
@@ -76,6 +83,8 @@ def main() -> None:
 )
 @click.option("--shuffle", type=click.Choice(["chunks"]), help="Permute chunks and rows in every epoch.")
 @click.option("--random-state", type=int, default=0, help="Seed.")
+@click.option("--checkpoint", metavar="PATH", help="Where checkpoints are kept, for `dbksvd resume`.")
+@click.option("--checkpoint-every", default=_DEFAULTS["checkpoint_every"], help="Iterations between checkpoints.")
 @_run_options
 def fit(
     embeddings: str,
@@ -93,20 +102,47 @@ def fit(
 ) -> None:
     """Learn a dictionary of EMBEDDINGS: a zarr store, .npy, .npz or .safetensors."""
     with _errors_in_one_line(), _client(scheduler):
-        callbacks: list[Callback] = [ProgressBar()]
-        if max_seconds is not None:
-            callbacks.append(TimeBudget(max_seconds))
-        if patience is not None:
-            callbacks.append(StopOnPlateau(patience))
-        held_out = None
-        if validation is not None or validation_where is not None:
-            held_out = _open(validation or embeddings, name, validation_where)
         check_target(output, "dictionary", overwrite=overwrite)  # rather now than after the fit
-        model = DBKSVD(**parameters, callbacks=callbacks)
+        model = DBKSVD(**parameters, callbacks=_callbacks(max_seconds, patience))
+        held_out = _held_out(embeddings, name, validation, validation_where)
         model.fit(_open(embeddings, name, where), validation=held_out)
-        dictionary = model.dictionary_
-        dictionary.to_zarr(output, overwrite=overwrite)
-    _show(_summary(dictionary) | {"stopped by": model.stopped_by_, "dictionary": output}, as_json)
+        model.dictionary_.to_zarr(output, overwrite=overwrite)
+    _show_model(model, output, as_json)
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.argument("embeddings")
+@click.option("-o", "--output", required=True, help="Where the dictionary goes: a zarr store.")
+@_embeddings_options
+@_held_out_options
+@_ending_options
+@_run_options
+def resume(
+    checkpoint: str,
+    embeddings: str,
+    output: str,
+    name: str | None,
+    where: str | None,
+    validation: str | None,
+    validation_where: str | None,
+    max_seconds: float | None,
+    patience: int | None,
+    scheduler: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Go on with a fit of EMBEDDINGS that has ended early, from its CHECKPOINT."""
+    with _errors_in_one_line(), _client(scheduler):
+        check_target(output, "dictionary", overwrite=overwrite)
+        model = DBKSVD.resume(
+            checkpoint,
+            _open(embeddings, name, where),
+            validation=_held_out(embeddings, name, validation, validation_where),
+            callbacks=_callbacks(max_seconds, patience),
+        )
+        model.dictionary_.to_zarr(output, overwrite=overwrite)
+    _show_model(model, output, as_json)
 
 
 @main.command()
@@ -146,10 +182,10 @@ def encode(
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def info(path: str, as_json: bool) -> None:
-    """Tell what is at PATH: a dictionary, codes or embeddings."""
+    """Tell what is at PATH: a dictionary, a checkpoint, codes or embeddings."""
     with _errors_in_one_line():
         kind = store_kind(path)
-        if kind == "dictionary":
+        if kind in ("dictionary", "checkpoint"):
             dictionary = open_dictionary(path)
             facts = {"kind": kind, "atoms": dictionary.n_atoms, "features": dictionary.n_features}
             facts |= {"dtype": str(dictionary.dtype)} | _summary(dictionary) | dictionary.provenance
@@ -164,6 +200,19 @@ def info(path: str, as_json: bool) -> None:
             facts = {"kind": "embeddings", "samples": samples, "features": features, "dtype": str(array.dtype)}
             facts |= {"chunks": len(array.data.chunks[0]), "coordinates": [str(name) for name in array.coords]}
     _show(facts, as_json)
+
+
+def _callbacks(max_seconds: float | None, patience: int | None) -> list[Callback]:
+    callbacks: list[Callback] = [ProgressBar()]
+    if max_seconds is not None:
+        callbacks.append(TimeBudget(max_seconds))
+    if patience is not None:
+        callbacks.append(StopOnPlateau(patience))
+    return callbacks
+
+
+def _held_out(embeddings: str, name: str | None, path: str | None, where: str | None) -> xr.DataArray | None:
+    return None if path is None and where is None else _open(path or embeddings, name, where)
 
 
 def _open(path: str, name: str | None, where: str | None) -> xr.DataArray:
@@ -212,6 +261,10 @@ def _summary(dictionary: Dictionary) -> dict[str, Any]:
     }
 
 
+def _show_model(model: DBKSVD, output: str, as_json: bool) -> None:
+    _show(_summary(model.dictionary_) | {"stopped by": model.stopped_by_, "dictionary": output}, as_json)
+
+
 def _show(facts: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         names = str.maketrans(" -", "__")
@@ -232,9 +285,9 @@ def _client(address: str | None) -> Iterator[None]:
     if address is None:
         yield
         return
-    from distributed import Client  # a second of import that most commands do not need
+    from dbksvd_dask import cluster  # a second of import that most commands do not need
 
-    with Client(address):
+    with cluster.connect(address):
         yield
 
 
@@ -248,5 +301,5 @@ def _errors_in_one_line() -> Iterator[None]:
     """Tell a user's mistake by its message rather than by a traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError, WorkersLost) as error:
         raise click.ClickException(str(error)) from error

@@ -16,6 +16,7 @@ from scipy.sparse import csr_array, issparse
 from dbksvd_dask import metrics
 from dbksvd_dask.atoms import check_atoms, check_labels
 from dbksvd_dask.batches import read_in_order
+from dbksvd_dask.checkpoint_store import KIND, open_checkpoint
 from dbksvd_dask.codes import SparseCodes, open_codes
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
@@ -25,7 +26,7 @@ from dbksvd_dask.kernels.chunk import reconstruct
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.matryoshka import check_group_sizes, check_shares
 from dbksvd_dask.reprs import dictionary_html
-from dbksvd_dask.store import open_store, write_store
+from dbksvd_dask.store import open_store, store_kind, write_store
 
 if TYPE_CHECKING:
     from dbksvd_dask.widgets import AtomExplorer
@@ -428,12 +429,12 @@ def _concatenate(calls: list[Lazy], shapes: list[tuple[int, int]], dtype: np.dty
 
 
 def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
-    """Open a dictionary that `Dictionary.to_zarr` has written.
+    """Open a dictionary that `Dictionary.to_zarr` has written, or the last checkpoint of a fit.
 
     Parameters
     ----------
-    path : path
-        Local folder.
+    path : path or URL
+        Local folder, or any URL of fsspec.
 
     Raises
     ------
@@ -450,9 +451,28 @@ def open_dictionary(path: str | os.PathLike[str]) -> Dictionary:
     ...     open_dictionary(f"{folder}/dictionary.zarr")
     <Dictionary: 2 atoms x 2 features, float64, k=1>
     """
-    dataset = open_store(path, "dictionary", _NEEDED).load()
+    if store_kind(path) == KIND:
+        return dictionary_of(open_checkpoint(path), path)
+    return dictionary_of(open_store(path, "dictionary", _NEEDED).load(), path)
+
+
+def dictionary_of(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Dictionary:
+    """The dictionary that a store holds; what else a checkpoint holds is left out.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        As `Dictionary.to_xarray` makes it.
+    path : path or URL
+        What errors call it.
+
+    Raises
+    ------
+    ValueError
+        If it does not hold what a dictionary is made of.
+    """
     k = dataset.attrs["n_nonzero_coefs"]
-    history = dataset.drop_vars(["atoms", "mean", "group", "label"], errors="ignore")
+    history = dataset[[name for name, variable in dataset.data_vars.items() if "iteration" in variable.dims]]
     history.attrs = {}
     texts = dataset["label"].values.tolist() if "label" in dataset.data_vars else []
     try:

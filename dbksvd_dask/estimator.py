@@ -1,45 +1,31 @@
 """DBKSVD: the estimator, by scikit-learn's conventions."""
 
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
-from threading import Lock
 from typing import Any, ClassVar, Literal, Self
-from weakref import WeakSet
 
-import llvmlite.binding
 import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array, sparray, spmatrix
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from dbksvd_dask.averaging import LearnedAtoms
-from dbksvd_dask.batches import OuterBatches, read_in_order
-from dbksvd_dask.callbacks import Callback
+from dbksvd_dask import fitting
+from dbksvd_dask.batches import read_in_order
+from dbksvd_dask.checkpoint import SavedFit, check_same_fit, read_checkpoint
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import without_size_warning
-from dbksvd_dask.history import Iteration, history_dataset
-from dbksvd_dask.inputs import check_parameters, check_support, is_lazy, known_atoms, open_rows, refuse_second_argument
-from dbksvd_dask.iteration import Update
+from dbksvd_dask.inputs import check_parameters, is_lazy, open_rows, refuse_second_argument
 from dbksvd_dask.kernels.pursuit import Pursuit
-from dbksvd_dask.known_structure import atoms_of_support
-from dbksvd_dask.matryoshka import group_sizes
+from dbksvd_dask.memory import MemoryPlan
 from dbksvd_dask.reprs import model_html
 from dbksvd_dask.run import Run
-from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
-
-_being_fitted: WeakSet = WeakSet()
-_lock = Lock()
 
 
 class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -114,6 +100,12 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Seed. The same seed and the same data in the same chunks give the same bits, on any number of workers.
     callbacks : sequence of callables, default ()
         Called after each iteration; see `dbksvd_dask.callbacks`.
+    checkpoint : path or URL, optional
+        Where `fit` keeps its last two checkpoints, from which `resume` goes on, and which `open_dictionary` opens at
+        any time: a local folder or any other target of fsspec, as ``s3://…``. SIGTERM, which batch systems send before
+        they kill, writes one and ends the process; so does Ctrl-C, which ends the fit.
+    checkpoint_every : int, default 1
+        Iterations from one checkpoint to the next.
 
     Attributes
     ----------
@@ -178,6 +170,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "shuffle": [StrOptions({"chunks"}), None],
         "random_state": ["random_state"],
         "callbacks": [list, tuple],
+        "checkpoint": [str, os.PathLike, None],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
     }
 
     def __init__(
@@ -207,6 +201,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         shuffle: Literal["chunks"] | None = None,
         random_state: int | np.random.RandomState | None = None,
         callbacks: Sequence[Callable] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
     ) -> None:
         self.n_components = n_components
         self.n_nonzero_coefs = n_nonzero_coefs
@@ -232,6 +228,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.shuffle = shuffle
         self.random_state = random_state
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
 
     def fit(
         self,
@@ -282,7 +280,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Frozen({'iteration': 5})
         """
         refuse_second_argument(y)
-        return self._fit(Y, validation, support)
+        fitting.fit(self, Y, validation, support)
+        return self
 
     def fit_async(
         self,
@@ -316,34 +315,144 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         >>> run.wait().n_iter_
         5
         """
-        return Run(self, lambda before, after: self._fit(Y, validation, support, before, after))
+        return Run(self, partial(fitting.fit, self, Y, validation, support))
 
-    def _fit(
-        self,
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
         Y: Source,
-        validation: Source | None,
-        support: sparray | spmatrix | np.ndarray | None,
-        before: Sequence[Callback] = (),
-        after: Sequence[Callback] = (),
+        *,
+        validation: Source | None = None,
+        callbacks: Sequence[Callable] = (),
+        **expected: Any,
     ) -> Self:
-        """Fit, with callbacks before and after the model's own."""
-        self._validate_params()
-        with self._unchanged_unless_iterated():
-            self._iterations: list[Iteration] = []
-            embeddings = open_rows(self, Y, reset=True)
-            held_out = None if validation is None else open_rows(self, validation, reset=False, name="validation")
-            check_parameters(self, len(embeddings))
-            if support is not None:
-                support = check_support(support, (len(embeddings), int(self.n_components)))
-            known = self._begin(embeddings)
-            batches, training = self._batches(embeddings), self._training_of_fit(len(embeddings))
-            atoms = self._first_atoms(batches, known, training)
-            if support is not None:
-                n_known = sum(len(given) for given in (self.fixed_atoms, self.known_atoms) if given is not None)
-                atoms = atoms_of_support(batches, support, atoms, n_known, training)
-            self._state = State(LearnedAtoms.of(atoms))
-            self._train(batches, held_out, training, self.max_iter, [*before, *self.callbacks, *after])
-        return self
+        """Go on with a fit that has ended early, from its last checkpoint: the outcome is that of the whole fit.
+
+        It has the same bits as if the fit had not been interrupted, and goes on to write checkpoints. At most the
+        iterations since the last one are made again. A fit that came to its end is returned as it is.
+
+        Parameters
+        ----------
+        path : path or URL
+            That of the fit's `checkpoint`.
+        Y : (n, d) embeddings
+            Those of the fit, in the same chunks; wherever they are now.
+        validation : (n, d) embeddings, optional
+            Those of the fit, if it had some.
+        callbacks : sequence of callables
+            What watches the fit from here on. `Callback.catch_up` is told of the iterations before.
+        **expected
+            Parameters that the fit must have been begun with, refused if it was not.
+
+        Returns
+        -------
+        DBKSVD
+            The fitted model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no checkpoint at `path`.
+        ValueError
+            If the embeddings are others, or in other chunks, if an expected parameter is another, or if this version
+            of the package, of NumPy or of numba would compute other bits. The message names what differs.
+
+        Warns
+        -----
+        UserWarning
+            If this computer has other instructions, which change the last bits; or if the last checkpoint cannot be
+            read, and the one before is used.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> from dbksvd_dask import DBKSVD, TimeBudget
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = DBKSVD(12, 3, max_iter=5, checkpoint=f"{folder}/fit.zarr", callbacks=[TimeBudget(seconds=0)])
+        ...     n_done = model.fit(Y).n_iter_
+        ...     n_done, DBKSVD.resume(f"{folder}/fit.zarr", Y).n_iter_
+        (1, 5)
+        """
+        model, saved = cls._saved(path, callbacks, expected)
+        fitting.resume(model, saved, Y, validation)
+        return model
+
+    @classmethod
+    def resume_async(
+        cls,
+        path: str | os.PathLike[str],
+        Y: Source,
+        *,
+        validation: Source | None = None,
+        callbacks: Sequence[Callable] = (),
+        **expected: Any,
+    ) -> Run:
+        """Go on with a fit in a background thread: to `resume` what `fit_async` is to `fit`.
+
+        Parameters
+        ----------
+        path, Y, validation, callbacks, **expected
+            As in `resume`.
+
+        Returns
+        -------
+        Run
+            Its monitor shows the iterations before, too.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> from dbksvd_dask import DBKSVD
+        >>> Y = np.random.default_rng(0).standard_normal((500, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = DBKSVD(12, 3, max_iter=2, checkpoint=f"{folder}/fit.zarr").fit(Y)
+        ...     DBKSVD.resume_async(f"{folder}/fit.zarr", Y).wait().n_iter_
+        2
+        """
+        model, saved = cls._saved(path, callbacks, expected)
+        return Run(model, partial(fitting.resume, model, saved, Y, validation))
+
+    @classmethod
+    def _saved(
+        cls, path: str | os.PathLike[str], callbacks: Sequence[Callable], expected: Mapping[str, Any]
+    ) -> tuple[Self, SavedFit]:
+        """The model as a checkpoint has it, and the rest of the checkpoint."""
+        saved = read_checkpoint(path)
+        check_same_fit(saved, cls(1, 1).get_params(), expected)
+        every = expected.get("checkpoint_every", saved.checkpoint_every)
+        model = cls(**saved.parameters, callbacks=callbacks, checkpoint=path, checkpoint_every=every)
+        model._validate_params()
+        return model, saved
+
+    def memory_plan(self, Y: Source, *, validation: Source | None = None) -> MemoryPlan:
+        """What a fit will hold in memory, before it starts: on the active cluster, or in threads of this process.
+
+        Parameters
+        ----------
+        Y, validation : (n, d) embeddings
+            As in `fit`; of what is lazy nothing is read.
+
+        Returns
+        -------
+        MemoryPlan
+            What a worker and a task hold, whether that fits, and what to change where it does not.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; and if the cluster has no workers yet.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from dbksvd_dask import DBKSVD
+        >>> plan = DBKSVD(4096, 20).memory_plan(da.zeros((10**7, 2304), dtype="float32", chunks=(4096, -1)))
+        >>> plan.per_worker > 10 * plan.per_task > 0
+        True
+        """
+        return fitting.plan(self, Y, validation)
 
     def partial_fit(self, Y: Source, y: None = None) -> Self:
         """Go on learning: one pass over Y in outer batches. The first call begins as `fit` does.
@@ -375,23 +484,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         (5, 8)
         """
         refuse_second_argument(y)
-        self._validate_params()
-        fitted = hasattr(self, "_state")
-        with self._unchanged_unless_iterated():
-            embeddings = open_rows(self, Y, reset=not fitted)
-            check_parameters(self, len(embeddings), len(self.components_) if fitted else None)
-            if not fitted:
-                known = self._begin(embeddings)
-            elif group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs)) != self._group_sizes:
-                raise ValueError(
-                    f"matryoshka={self.matryoshka} differs from the groups learned so far, {list(self._group_sizes)}: "
-                    "fit anew, or set it back"
-                )
-            batches = self._batches(embeddings)
-            training = self._training(average=self.average)
-            if not fitted:
-                self._state = State(LearnedAtoms.of(self._first_atoms(batches, known, training)))
-            self._train(batches, None, training, batches.n_batches, self.callbacks)
+        fitting.fit_one_epoch(self, Y)
         return self
 
     def transform(self, Y: Source) -> csr_array | SparseCodes:
@@ -485,7 +578,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def components_(self) -> np.ndarray:
         """The learned atoms, unit rows."""
         check_is_fitted(self)
-        return self._state.learned.average
+        return self._fit_state.state.learned.average
 
     @property
     def dictionary_(self) -> Dictionary:
@@ -498,18 +591,19 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             encoder=self.encoder,
             nonnegative=self.nonnegative,
             rtol=self.rtol,
-            group_sizes=self._group_sizes,
+            group_sizes=self._fit_state.group_sizes,
             history=self.history_,
-            provenance=self._provenance,
+            provenance=self._fit_state.provenance(getattr(self, "stopped_by_", None)),
         )
-        dictionary.labels = self._labels  # the same, not a copy: whoever labels `model.dictionary_` finds it again
+        # The same, not a copy: whoever labels `model.dictionary_` finds it again.
+        dictionary.labels = self._fit_state.labels
         return dictionary
 
     @property
     def history_(self) -> xr.Dataset:
         """What happened at each iteration."""
         check_is_fitted(self)
-        return history_dataset(list(self._iterations))  # a copy: a fit in the background may add to them meanwhile
+        return self._fit_state.history
 
     @property
     def _n_features_out(self) -> int:
@@ -519,152 +613,16 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _pursuit(self) -> Pursuit:
         return Pursuit(int(self.n_nonzero_coefs), self.encoder, bool(self.nonnegative), float(self.rtol))
 
-    @contextmanager
-    def _unchanged_unless_iterated(self) -> Iterator[None]:
-        """Leave the model as it was, if what happens inside fails before the first iteration has ended."""
-        with _lock:
-            if self in _being_fitted:
-                raise RuntimeError("this model is being fitted already: wait for that, or fit a clone of it")
-            _being_fitted.add(self)
-        before = vars(self).copy()
-        n_before = len(before.get("_iterations", ()))
-        try:
-            yield
-        except BaseException:
-            iterations = self._iterations if hasattr(self, "_iterations") else []
-            if len(iterations) == (n_before if iterations is before.get("_iterations") else 0):
-                self.__dict__.clear()
-                self.__dict__.update(before)
-            raise
-        finally:
-            _being_fitted.discard(self)
-
-    def _begin(self, embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
-        """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
-        dtype = embeddings.dtype if self.dtype is None else np.dtype(self.dtype)
-        self._dtype = np.result_type(dtype, np.float32)
-        self._seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        self.__dict__.pop("_state", None)
-        self._iterations = []
-        self._fitted_at: str | None = None
-        self._labels: dict[int, str] = {}
-        self.n_iter_ = 0
-        known = known_atoms(self)
-        self._n_fixed = 0 if self.fixed_atoms is None else len(self.fixed_atoms)
-        self._group_sizes = group_sizes(self.matryoshka, int(self.n_components), int(self.n_nonzero_coefs))
-        if self.center and mean is None:
-            mean = embeddings_mean(embeddings.data, self._dtype)
-        self.mean_ = mean
-        return known
-
-    def _training(self, average: bool, first_flat: int | None = None) -> Training:
-        update = Update(
-            None if self.inner_batch_size is None else int(self.inner_batch_size),
-            int(self.n_passes),
-            self.solver,
-            self.replace_unused,
-            float(self.tol),
-            self._n_fixed,
-        )
-        pursuit = replace(self._pursuit, group_sizes=self._group_sizes)
-        return Training(pursuit, update, self.mean_, self._seed, average, self.max_coherence, first_flat)
-
-    def _training_of_fit(self, n_samples: int) -> Training:
-        return self._training(
-            # Where all iterations see one and the same batch, it has no noise to average away.
-            average=self.average and n_samples > self.batch_size,
-            first_flat=self.max_iter - round(self.flat_share * self.max_iter),
-        )
-
-    def _batches(self, embeddings: xr.DataArray) -> OuterBatches:
-        return OuterBatches(embeddings.data, int(self.batch_size), self.shuffle, self._seed, self.n_iter_)
-
-    def _first_atoms(self, batches: OuterBatches, known: np.ndarray, training: Training) -> np.ndarray:
-        init = self.init if isinstance(self.init, str) else "samples"
-        return first_atoms(batches, int(self.n_components), init, known, training)
-
-    def _train(
-        self,
-        batches: OuterBatches,
-        validation: xr.DataArray | None,
-        training: Training,
-        n_iterations: int,
-        callbacks: Sequence[Callable],
-    ) -> None:
-        held_out = None if validation is None else validation.data
-        iterations = train(batches, held_out, training, self._state, n_iterations)
-        self._note_parameters()
-        n_before = self.n_iter_
-        self.stopped_by_: str | None = None
-        with ExitStack() as stack:
-            stack.enter_context(closing(iterations))
-            for callback in callbacks:
-                if isinstance(callback, Callback):
-                    callback.begin(self, n_iterations)
-                    stack.callback(callback.end, self)
-            try:
-                for state, iteration in iterations:
-                    self._go_on_from(state, iteration)
-                    asking = [callback for callback in callbacks if callback(self, iteration)]
-                    if asking:
-                        self.stopped_by_ = getattr(asking[0], "__name__", type(asking[0]).__name__)
-                        break
-                else:
-                    self.stopped_by_ = "max_iter"
-            except KeyboardInterrupt:
-                if self.n_iter_ == n_before:
-                    raise
-                self.stopped_by_ = "interrupt"
-            except BaseException:
-                self.stopped_by_ = "error"
-                raise
-
-    def _note_parameters(self) -> None:
-        """Those of the fit go into the provenance, not those set later."""
-        parameters = self.get_params(deep=False).items()
-        self._parameters = {name: _plain(value) for name, value in parameters if name != "callbacks"}
-
-    def _go_on_from(self, state: State, iteration: Iteration) -> None:
-        self._state = state
-        self._iterations.append(iteration)
-        self._fitted_at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.n_iter_ += 1
-
-    @property
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "parameters": self._parameters,
-            "seed": self._seed,
-            "n_iter": self.n_iter_,
-            "n_samples_seen": self._state.n_samples_seen,
-            "stopped_by": getattr(self, "stopped_by_", None),
-            "fitted_at": self._fitted_at,
-            # Compiled code differs between instruction sets, and so do the last bits.
-            "cpu": f"{platform.machine()} {llvmlite.binding.get_host_cpu_name()}",
-            "versions": {name: version(name) for name in ("dbksvd-dask", "dask", "numba", "numpy")},
-        }
-
     def _html_repr(self) -> str:
         """What scikit-learn shows in notebooks, unless `set_config(display="text")`."""
         return model_html(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Not before there are atoms, while a fit begins in the background."""
-        return hasattr(self, "_state")
+        return hasattr(self, "_fit_state") and self._fit_state.state is not None
 
     def __sklearn_tags__(self) -> Any:
         """Say what scikit-learn's checks may expect."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _plain(value: Any) -> str | int | float | bool | list[int] | None:
-    """The value of a parameter as JSON has it; of an array only that it is one."""
-    if isinstance(value, list | tuple) and all(isinstance(item, Integral) for item in value):
-        return [int(item) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, type | np.dtype):
-        return np.dtype(value).name
-    return value if isinstance(value, str | int | float | None) else type(value).__name__

@@ -61,6 +61,11 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
     return embeddings
 
 
+def open_held_out(model: "DBKSVD", validation: Source | None) -> xr.DataArray | None:
+    """The held-out embeddings, if there are some, of as many features as the model expects."""
+    return None if validation is None else open_rows(model, validation, reset=False, name="validation")
+
+
 def _check_features(model: "DBKSVD", n_features: int, name: str) -> None:
     if n_features != model.n_features_in_:
         raise ValueError(f"{name} has {n_features} features, but DBKSVD is expecting {model.n_features_in_} features")
@@ -114,9 +119,9 @@ def refuse_second_argument(y: Any) -> None:
         raise TypeError("the second argument is ignored, for scikit-learn's sake: pass validation=… by keyword")
 
 
-def known_atoms(model: "DBKSVD") -> np.ndarray:
+def known_atoms(model: "DBKSVD", dtype: np.dtype) -> np.ndarray:
     """The atoms that `fixed_atoms`, `known_atoms` and `init` give, checked: (≤ n_components, d) floats, unit rows."""
-    m, d, dtype = int(model.n_components), model.n_features_in_, model._dtype
+    m, d = int(model.n_components), model.n_features_in_
     given = [np.empty((0, d), dtype)]
     for name in ("fixed_atoms", "known_atoms"):
         atoms = getattr(model, name)

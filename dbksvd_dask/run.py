@@ -300,6 +300,11 @@ class _Reporter(Callback):
         """The run has begun."""
         self._run._begin(n_iterations)
 
+    def catch_up(self, model: "DBKSVD", iterations: Sequence[Iteration]) -> None:
+        """A resumed run has come so far before."""
+        for iteration in iterations:
+            self._run._note(iteration)
+
     def __call__(self, model: "DBKSVD", iteration: Iteration) -> None:
         """An iteration has ended."""
         self._run._note(iteration)

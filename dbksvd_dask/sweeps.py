@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbksvd_dask import fitting
 from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.estimator import DBKSVD
-from dbksvd_dask.inputs import check_parameters, open_rows
+from dbksvd_dask.fit_state import BESIDES
+from dbksvd_dask.inputs import check_parameters, open_held_out, open_rows
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.training import State, Training, advance, read_ahead, read_validation
+from dbksvd_dask.training import Reading, State, Training, advance
 
-_SHARED = "batch_size", "max_iter", "shuffle", "random_state", "center", "dtype", "callbacks"
-"""Parameters that all fits have in common, since they share what is read; callbacks watch one fit, and are refused."""
+_SHARED = "batch_size", "max_iter", "shuffle", "random_state", "center", "dtype", *BESIDES
+"""Parameters that all fits have in common, since they share what is read; those of `BESIDES` are for a single fit."""
 
 
 def sweep(
@@ -94,8 +96,9 @@ def _check_grid(grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]
     if not grid:
         raise ValueError('grid is empty: name a parameter and its values, {"n_nonzero_coefs": [10, 20, 40]}')
     known = DBKSVD(1, 1).get_params()
-    if parameters.get("callbacks"):
-        raise ValueError("callbacks watch one fit: a sweep takes none")
+    for name in ("callbacks", "checkpoint"):
+        if parameters.get(name):
+            raise ValueError(f"{name}={parameters[name]!r} is for one fit: a sweep takes none")
     for name, choices in grid.items():
         if name not in known:
             raise ValueError(f"grid names {name!r}, which is no parameter of DBKSVD")
@@ -118,25 +121,24 @@ def _labels(choices: list[Any]) -> list[Any]:
 def _fit_together(models: Sequence[DBKSVD], Y: Source, validation: Source | None, one_start: bool) -> None:
     """Fit all models; each outer batch is read once. With `one_start` those of one size begin with the same atoms."""
     embeddings = open_rows(models[0], Y, reset=True)
-    held_out = None if validation is None else open_rows(models[0], validation, reset=False, name="validation").data
+    held_out = open_held_out(models[0], validation)
+    held_out_rows = None if held_out is None else held_out.data
     trainings: list[Training] = []
     first_atoms: dict[int, np.ndarray] = {}
     for model in models:
         model.n_features_in_ = embeddings.shape[1]
         check_parameters(model, len(embeddings))
     for model in models:
-        known = model._begin(embeddings, models[0].mean_ if trainings else None)
-        trainings.append(model._training_of_fit(len(embeddings)))
-        batches = model._batches(embeddings)
+        known = fitting.begin(model, embeddings, models[0].mean_ if trainings else None)
+        trainings.append(fitting.training_of_fit(model, len(embeddings)))
+        batches = fitting.batches_of(model, embeddings)
         atoms = first_atoms.get(model.n_components) if one_start else None
         if atoms is None:
-            atoms = first_atoms[model.n_components] = model._first_atoms(batches, known, trainings[-1])
-        model._state = State(LearnedAtoms.of(atoms))
-        model._note_parameters()
+            atoms = first_atoms[model.n_components] = fitting.begin_atoms(model, batches, known, trainings[-1])
+        model._fit_state.state = State(LearnedAtoms.of(atoms))
         model.stopped_by_ = "max_iter"
-    with single_threaded(), closing(read_ahead(batches, 0, models[0].max_iter)) as reading:
-        held_out_rows = read_validation(held_out)
-        for chunks, wait in reading:
+    n_iterations = models[0].max_iter
+    with single_threaded(), closing(Reading(batches, held_out_rows, n_iterations)) as reading:
+        for _ in range(n_iterations):
             for model, training in zip(models, trainings, strict=True):
-                model._go_on_from(*advance(chunks, wait, held_out_rows, training, model._state))
-            del chunks
+                fitting.go_on_from(model, *advance(reading, training, model._fit_state.state))

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,13 +17,15 @@ from dask.delayed import Delayed
 
 from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.batches import OuterBatches, read_in_order
-from dbksvd_dask.encoding import EncodingStatistics, add_seconds, evaluate_chunks, share_dictionary
+from dbksvd_dask.encoding import EncodingStatistics, evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import delayed_of, task, tree_sum, without_size_warning
 from dbksvd_dask.history import COHERENCE_BINS, QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Pursuit
+from dbksvd_dask.lost_workers import replayed
 
 logger = logging.getLogger(__name__)
 
@@ -81,76 +83,102 @@ def train(
         What to begin with.
     n_iterations : int
     """
-    with single_threaded():
-        held_out = read_validation(validation)
-        with closing(read_ahead(batches, state.iteration, n_iterations)) as reading:
-            for chunks, wait in reading:
-                state, record = advance(chunks, wait, held_out, training, state)
-                del chunks
-                error, seconds = record.train_relative_error, record.seconds
-                logger.info("iteration %d: relative error %.4f, %.2f s", record.iteration, error, seconds)
-                yield state, record
+    with single_threaded(), closing(Reading(batches, validation, state.iteration + n_iterations)) as reading:
+        for _ in range(n_iterations):
+            state, record = advance(reading, training, state)
+            error, seconds = record.train_relative_error, record.seconds
+            logger.info("iteration %d: relative error %.4f, %.2f s", record.iteration, error, seconds)
+            yield state, record
 
 
-def read_validation(embeddings: da.Array | None) -> tuple[Delayed, ...] | None:
-    """All held-out rows, where the tasks run; a row that is not finite is an error here."""
-    if embeddings is None:
-        return None
-    everything = OuterBatches(embeddings, len(embeddings), None, seed=0, name="validation")
-    chunks = dask.persist(*everything.read(0))
-    dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
-    return chunks
+class Reading:
+    """The rows that iterations take: the held-out ones are read once, each batch while something else is computed.
 
-
-def read_ahead(batches: OuterBatches, first: int, n_iterations: int) -> Generator[tuple[Sequence[Delayed], float]]:
-    """The rows of the batch of each iteration, and the seconds that the driver waited for them.
-
-    The next batch is read while something else is computed: on the cluster, or in a thread beside the local scheduler.
-    """
-    context = contextvars.copy_context()  # holds which client is the current one
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-
-        def begin(iteration: int) -> Future:
-            return reader.submit(context.run, lambda: dask.persist(*batches.read(iteration)))
-
-        upcoming = begin(first)
-        for iteration in range(first, first + n_iterations):
-            start = perf_counter()
-            chunks = upcoming.result()
-            wait = perf_counter() - start
-            if iteration + 1 < first + n_iterations:
-                upcoming = begin(iteration + 1)
-            yield chunks, wait
-            del chunks
-
-
-def advance(
-    chunks: Sequence[Delayed],
-    wait: float,
-    held_out: Sequence[Delayed] | None,
-    training: Training,
-    state: State,
-) -> tuple[State, Iteration]:
-    """One iteration on one outer batch.
+    They are read on the cluster, or in a thread beside the local scheduler.
 
     Parameters
     ----------
-    chunks : sequence of Delayed
-        Its rows.
-    wait : float
-        Seconds that it took to get them.
-    held_out : sequence of Delayed or None
-        Rows to validate with.
+    batches : OuterBatches
+    validation : dask.array.Array or None
+        (n, d) held-out embeddings.
+    stop : int
+        The iteration before which all ends: its batch is not read.
+    """
+
+    def __init__(self, batches: OuterBatches, validation: da.Array | None, stop: int) -> None:
+        self._batches = batches
+        self._validation = validation
+        self._stop = stop
+        self._context = contextvars.copy_context()  # holds which client is the current one
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self.forget()
+
+    def close(self) -> None:
+        """Read no more."""
+        self.forget()
+        self._reader.shutdown()
+
+    def forget(self) -> None:
+        """Let go of all rows: what is asked for next is read anew."""
+        self._batch: dict[int, Future] = {}  # that of the present iteration, and of the next one
+        self._held_out: tuple[Delayed, ...] | None = None
+
+    def batch(self, iteration: int) -> Sequence[Delayed]:
+        """The rows of the batch of an iteration; the next one begins to be read."""
+        self._batch = {number: rows for number, rows in self._batch.items() if number >= iteration}
+        chunks = self._begin(iteration).result()
+        if iteration + 1 < self._stop:
+            self._begin(iteration + 1)
+        return chunks
+
+    def _begin(self, iteration: int) -> Future:
+        if iteration not in self._batch:
+            read = partial(self._context.run, lambda: dask.persist(*self._batches.read(iteration)))
+            self._batch[iteration] = self._reader.submit(read)
+        return self._batch[iteration]
+
+    def held_out(self) -> Sequence[Delayed] | None:
+        """All held-out rows, None where there are none; a row that is not finite is an error here."""
+        if self._held_out is None and self._validation is not None:
+            everything = OuterBatches(self._validation, len(self._validation), None, seed=0, name="validation")
+            chunks = dask.persist(*everything.read(0))
+            dask.compute(delayed_of(*[task(_count_rows, chunk) for chunk in chunks]))
+            self._held_out = chunks
+        return self._held_out
+
+
+def advance(reading: Reading, training: Training, state: State) -> tuple[State, Iteration]:
+    """One iteration on one outer batch; begun again where workers are lost beyond what Dask makes good itself.
+
+    Parameters
+    ----------
+    reading : Reading
     training : Training
     state : State
     """
-    start = perf_counter()
+
+    def attempt() -> tuple[State, Iteration]:
+        try:
+            return _advance(reading, training, state)
+        except BaseException:
+            reading.forget()  # the workers that held them may be gone
+            raise
+
+    return replayed(attempt, f"iteration {state.iteration}")
+
+
+def _advance(reading: Reading, training: Training, state: State) -> tuple[State, Iteration]:
+    held_out = reading.held_out()
+    start, wait = perf_counter(), StageCosts()
+    with wait.stage("wait"):
+        chunks = reading.batch(state.iteration)
     outcome = _iterate_now(chunks, state.learned.latest, training, state.iteration)
+    del chunks
     atoms = outcome.atoms
     learned = state.learned.averaged_with(atoms) if training.average else LearnedAtoms.of(atoms)
     validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
     seen = state.n_samples_seen + outcome.batch.errors.n_samples
-    record = _record(state.iteration, seen, outcome, validated, wait, wait + perf_counter() - start)
+    record = _record(state.iteration, seen, outcome, validated, wait, perf_counter() - start)
     return State(learned, state.iteration + 1, seen), record
 
 
@@ -165,7 +193,7 @@ class _Outcome(NamedTuple):
     """Atoms that were replaced for being near to another one."""
     coherence: np.ndarray
     """(m,) floats: that of the dictionary that the iteration began with."""
-    stage_seconds: dict[str, float]
+    costs: StageCosts
 
 
 def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
@@ -174,12 +202,12 @@ def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Trainin
     dictionary = share_dictionary(atoms, training.mean, pursuit, training.max_coherence)
     seed = [training.seed, _ITERATION, iteration]
     tasks = iterate(chunks, dictionary, len(atoms), pursuit, training.update, seed)
-    facts = delayed_of(dictionary.coherence, dictionary.gram_seconds)
+    facts = delayed_of(dictionary.coherence, dictionary.gram_costs)
     with without_size_warning():
-        (new, batch, n_duplicates, update_seconds), (coherence, gram_seconds) = dask.compute(tasks, facts)
-    seconds = reduce(add_seconds, [batch.seconds, update_seconds, gram_seconds])
+        (new, batch, n_duplicates, update_costs), (coherence, gram_costs) = dask.compute(tasks, facts)
+    costs = batch.costs + update_costs + gram_costs
     # What comes from a worker begins at any byte, with which NumPy and numba compute other last bits.
-    return _Outcome(np.require(new, requirements=["C", "A"]), batch, n_duplicates, coherence, seconds)
+    return _Outcome(np.require(new, requirements=["C", "A"]), batch, n_duplicates, coherence, costs)
 
 
 def _evaluate_now(held_out: Sequence[Delayed], atoms: np.ndarray, training: Training) -> EncodingStatistics:
@@ -193,14 +221,14 @@ def _record(
     n_samples_seen: int,
     outcome: _Outcome,
     validated: EncodingStatistics | None,
-    wait: float,
+    wait: StageCosts,
     seconds: float,
 ) -> Iteration:
     validation = (np.nan,) * 4
-    stage_seconds = outcome.stage_seconds | {"wait": wait}
+    costs = outcome.costs + wait
     if validated is not None:
         validation = _figures(validated)
-        stage_seconds["validation"] = sum(validated.seconds.values())
+        costs += validated.costs.as_stage("validation")
     return Iteration(
         iteration,
         n_samples_seen,
@@ -212,7 +240,8 @@ def _record(
         # Two equal atoms have a |cos| of 1 but for rounding.
         coherence_histogram=np.histogram(np.minimum(outcome.coherence, 1), COHERENCE_BINS, (0, 1))[0],
         seconds=seconds,
-        stage_seconds=np.array([stage_seconds.get(stage, 0.0) for stage in STAGES]),
+        stage_seconds=np.array([costs.seconds.get(stage, 0.0) for stage in STAGES]),
+        peak_memory=np.array([costs.peak_memory.get(stage, 0) for stage in STAGES]),
     )
 
 

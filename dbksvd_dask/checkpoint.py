@@ -1,0 +1,246 @@
+"""Checkpoints of a fit: written while it goes on, and read to go on with it."""
+
+import json
+import os
+import signal
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from threading import current_thread, main_thread
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dbksvd_dask.averaging import LearnedAtoms
+from dbksvd_dask.callbacks import Callback
+from dbksvd_dask.checkpoint_store import open_checkpoint, write_checkpoint
+from dbksvd_dask.dictionary import dictionary_of
+from dbksvd_dask.fingerprint import Fingerprint, differences, fingerprint
+from dbksvd_dask.fit_state import BESIDES, FitState, plain, this_cpu, versions
+from dbksvd_dask.history import Iteration
+from dbksvd_dask.training import State
+
+_ARRAYS = ("init", "fixed_atoms", "known_atoms")
+"""Parameters that may be arrays."""
+
+_PREFIX = "parameter_"
+
+
+class Checkpoint(Callback):
+    """Writes checkpoints of a fit, and the last one when it ends, however it ends.
+
+    Parameters
+    ----------
+    path : path or URL
+    every : int
+        Iterations from one to the next.
+    fingerprints : mapping of str to Fingerprint
+        Of the embeddings of the fit.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], every: int, fingerprints: Mapping[str, Fingerprint | None]
+    ) -> None:
+        self._path = path
+        self._every = every
+        self._fingerprints = fingerprints
+        self._handler: Any = None
+
+    def begin(self, model: Any, n_iterations: int) -> None:
+        """Have SIGTERM end the process in order, as batch systems mean it."""
+        self._n_written = model.n_iter_
+        # Only there may a handler be set; and one that somebody else has set is not replaced.
+        if current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            self._handler = signal.signal(signal.SIGTERM, _exit)
+
+    def __call__(self, model: Any, iteration: Iteration) -> None:
+        """Write one where it is due."""
+        if model.n_iter_ % self._every == 0:
+            self._write(model)
+
+    def end(self, model: Any) -> None:
+        """Write one of the last iteration, if that has not been tried."""
+        try:
+            if model.n_iter_ > self._n_written:
+                self._write(model)
+        finally:
+            if self._handler is not None:
+                signal.signal(signal.SIGTERM, self._handler)
+
+    def _write(self, model: Any) -> None:
+        try:
+            write_checkpoint(_dataset(model, self._every, self._fingerprints), self._path, model.n_iter_)
+        except OSError as error:
+            named = OSError(
+                f"the checkpoint of {model.n_iter_} iterations could not be written to {os.fspath(self._path)}: {error}"
+                ". The fit has ended, and the model keeps what it has learned; make room there, or take another place"
+            )
+            named.errno = error.errno
+            raise named from error
+        finally:
+            self._n_written = model.n_iter_
+
+
+def _exit(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)  # as shells report it
+
+
+def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | None]) -> xr.Dataset:
+    """The dictionary of a model, with all that it takes to go on."""
+    fit_state: FitState = model._fit_state
+    state = fit_state.state
+    assert state is not None
+    learned = state.learned
+    dataset = model.dictionary_.to_xarray().assign(n_averaged=("atom", learned.n_averaged))
+    if learned.latest is not learned.average:
+        dataset = dataset.assign(latest_atoms=(("atom", "feature"), learned.latest))
+    for name in _ARRAYS:
+        value = getattr(model, name)
+        if value is not None and not isinstance(value, str):
+            dataset = dataset.assign({_PREFIX + name: ((f"{name}_atom", "feature"), np.asarray(value))})
+    return dataset.assign_attrs(
+        checkpoint=json.dumps(
+            {
+                "iteration": state.iteration,
+                "n_fixed": fit_state.n_fixed,
+                "fitted_at": fit_state.fitted_at,
+                "checkpoint_every": int(every),
+                "fingerprints": fingerprints,
+            }
+        )
+    )
+
+
+@dataclass(frozen=True)
+class SavedFit:
+    """A checkpoint that was read."""
+
+    fit_state: FitState
+    parameters: dict[str, Any]
+    """As the model is made with them."""
+    checkpoint_every: int
+    fingerprints: Mapping[str, Fingerprint | None]
+    versions: Mapping[str, str]
+    cpu: str
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
+    """The newest checkpoint that opens.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none at `path`.
+    ValueError
+        If none opens, or one that does is not what it should be.
+    """
+    dataset = open_checkpoint(path)
+    dictionary = dictionary_of(dataset, path)
+    provenance = dictionary.provenance
+    try:
+        facts = json.loads(dataset.attrs["checkpoint"])
+        latest = dataset["latest_atoms"].values if "latest_atoms" in dataset else dictionary.atoms
+        learned = LearnedAtoms(latest, dictionary.atoms, dataset["n_averaged"].values)
+        parameters = dict(provenance["parameters"])
+        fit_state = FitState(
+            parameters,
+            provenance["seed"],
+            dictionary.mean,
+            facts["n_fixed"],
+            dictionary.group_sizes,
+            State(learned, facts["iteration"], provenance["n_samples_seen"]),
+            _iterations(dictionary.history),
+            dictionary.labels,
+            facts["fitted_at"],
+        )
+        arrays = {name: dataset[_PREFIX + name].values for name in _ARRAYS if _PREFIX + name in dataset}
+        if isinstance(parameters["random_state"], str):  # a generator, of which the seed was drawn
+            parameters = parameters | {"random_state": None}
+        described = provenance["versions"], provenance["cpu"]
+        return SavedFit(fit_state, parameters | arrays, facts["checkpoint_every"], facts["fingerprints"], *described)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a complete checkpoint: {error!r}") from error
+
+
+def _iterations(history: xr.Dataset) -> list[Iteration]:
+    arrays = [history[f.name].values for f in fields(Iteration)]
+    columns = [array.tolist() if array.ndim == 1 else list(array) for array in arrays]
+    return [Iteration(*row) for row in zip(*columns, strict=True)]
+
+
+def check_same_fit(saved: SavedFit, defaults: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse to go on where other bits would come out, or where the fit is another than is expected.
+
+    Parameters
+    ----------
+    saved : SavedFit
+    defaults : mapping
+        The parameters that there are.
+    expected : mapping
+        Values that some of them should have.
+
+    Raises
+    ------
+    TypeError
+        If there is no such parameter.
+    ValueError
+        If something differs; the message names it.
+    """
+    unknown = sorted(expected.keys() - defaults.keys()) + sorted(saved.parameters.keys() ^ defaults.keys() - {*BESIDES})
+    if unknown:
+        raise TypeError(f"{', '.join(unknown)}: no parameter of DBKSVD, or of this version of it")
+    differing = [
+        f"{name}={_short(value)}, but the fit had {_short(saved.parameters[name])}"
+        for name, value in expected.items()
+        if name not in BESIDES and not _equal(value, saved.parameters[name])
+    ]
+    here = versions()
+    computing = [name for name in here if name != "dask"]  # which moves data, and computes nothing
+    differing += [
+        f"{name} is {here[name]}, but the fit had {saved.versions.get(name)}: install that"
+        for name in computing
+        if here[name] != saved.versions.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the fit cannot go on with the same bits: {'; '.join(differing)}. To begin another fit from its atoms "
+            "pass init=open_dictionary(checkpoint).atoms"
+        )
+    if saved.cpu != this_cpu():
+        warnings.warn(
+            f"the fit was begun on {saved.cpu}, and goes on on {this_cpu()}: last bits may differ",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_same_data(saved: Fingerprint | None, embeddings: xr.DataArray | None, name: str) -> None:
+    """Refuse to go on with other embeddings.
+
+    Parameters
+    ----------
+    saved : Fingerprint or None
+        Of those that the fit had.
+    embeddings : (n, d) xarray.DataArray or None
+    name : str
+        The argument that they are passed as.
+
+    Raises
+    ------
+    ValueError
+        The message names what differs.
+    """
+    differing = differences(saved, None if embeddings is None else fingerprint(embeddings), name)
+    if differing:
+        raise ValueError(f"these are not the embeddings of the fit: {'; '.join(differing)}")
+
+
+def _equal(value: Any, saved: Any) -> bool:
+    if isinstance(saved, np.ndarray) or isinstance(value, np.ndarray):
+        return np.array_equal(np.asarray(value), np.asarray(saved))
+    return plain(value) == saved
+
+
+def _short(value: Any) -> str:
+    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
