@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ["dev", "docs", "notebook"]
+EXTRAS = ["dev", "docs", "notebook", "slurm"]
 
 # Where conda-forge's name is not PyPI's. The conda package dask-core with numpy is what pip knows as dask[array].
 CONDA_NAMES = {
