@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 
+from dbksvd_dask.embeddings.places import is_url, placed
 from dbksvd_dask.reprs import codes_html
 from dbksvd_dask.store import open_store, write_store
 
@@ -160,6 +161,8 @@ class SparseCodes:
         ------
         FileExistsError
             If there is something at `path` that may not be replaced.
+        OSError
+            If there is no room: nothing is left of what was written.
         ValueError
             If a coordinate has the name of one of the codes' own arrays.
 
@@ -182,15 +185,18 @@ def open_codes(path: str | os.PathLike[str]) -> SparseCodes:
 
     Parameters
     ----------
-    path : path
-        Local folder.
+    path : path or URL
+        Local folder, or any URL of fsspec, from which the workers read.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
+    OSError
+        If it cannot be reached, or may not be read.
     ValueError
-        If it is not a complete store of codes.
+        If it is not a complete store of codes, or names codecs that could run code. Codes that fail while they are read
+        raise it, too, naming their rows.
 
     Examples
     --------
@@ -204,5 +210,6 @@ def open_codes(path: str | os.PathLike[str]) -> SparseCodes:
     dataset = open_store(path, "codes", ["indices", "values", "n_atoms"])
     coords = {str(name): coord for name, coord in dataset.coords.items()}
     identity = dataset.attrs.get("identity")  # stores of older versions have none
-    store = CodesStore(Path(path).expanduser().absolute(), identity) if identity else None
+    place = placed(path)
+    store = CodesStore(Path(place), identity) if identity and not is_url(place) else None
     return SparseCodes(dataset.indices.data, dataset["values"].data, dataset.attrs["n_atoms"], coords, store)

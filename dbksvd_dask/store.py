@@ -3,20 +3,29 @@
 import ctypes
 import os
 import shutil
-import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import sleep
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
+import fsspec
 import xarray as xr
 import zarr
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore, MemoryStore
 
+from dbksvd_dask.draft import ROOT, Draft, write_zarr
 from dbksvd_dask.embeddings.checks import FORMAT
-from dbksvd_dask.embeddings.opening import check_complete, in_named_chunks
+from dbksvd_dask.embeddings.groups import check_complete, open_group
+from dbksvd_dask.embeddings.guarded import guarded
+from dbksvd_dask.embeddings.places import exists, file_system, is_url, placed, unreachable
+from dbksvd_dask.embeddings.rows import in_named_chunks
+from dbksvd_dask.embeddings.untrusted import RefusedStoreError
+from dbksvd_dask.retry import DISK_FULL, retrying
 
 FORMAT_VERSION = 1
 
@@ -43,31 +52,105 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     ------
     FileExistsError
         If there is something at `path` that may not be replaced.
+    OSError
+        If there is no room: nothing is left of what was written.
     ValueError
         If `path` is a URL.
     """
     target = check_target(path, kind, overwrite=overwrite)
-    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
-    stamped = _storable(dataset).assign_attrs(
-        dataset.attrs,
-        format=FORMAT + kind,
-        format_version=FORMAT_VERSION,
-        written_by=_package_version(),
-        identity=uuid4().hex,
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
     try:
-        with warnings.catch_warnings():
-            # Not in the zarr 3 specification yet; but without it xarray warns at every opening.
-            warnings.filterwarnings("ignore", "Consolidated metadata")
-            # Empty chunks too, so that a missing one tells of a damaged store.
-            stamped.to_zarr(partial, mode="w", zarr_format=3, consolidated=True, write_empty_chunks=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_zarr(_stamped(dataset, kind), Draft(LocalStore(beside), str(target)))
         if target.exists():
-            _exchange(partial, target)
+            _exchange(beside, target)
         else:
-            partial.rename(target)
+            beside.rename(target)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise _disk_full(target, error) from error
+        raise
     finally:
-        _remove(partial)
+        _remove(beside)
+
+
+def publish_store(dataset: xr.Dataset, target: str | os.PathLike[str], kind: str) -> None:
+    """Write a Dataset that is in memory to wherever fsspec can write, so that it opens only when it is whole.
+
+    A local folder is written as by `write_store`. On an object store, where no folder can be renamed, everything is
+    uploaded but the root metadata, and these last: a killed write leaves objects that nothing opens, and that the
+    next write of the same target replaces.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        As for `write_store`.
+    target : path or URL
+        Local folder, or any URL of fsspec.
+    kind : str
+        As for `write_store`.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a store at `target`, or anything at all where it is local.
+    OSError
+        If it cannot be written: nothing is left of it, as far as that can be deleted.
+    ImportError
+        If the package for this kind of URL is not installed.
+
+    Examples
+    --------
+    >>> publish_store(xr.Dataset({"x": ("i", [1.0, 2.0])}), "memory://bucket/x.zarr", "example")
+    >>> open_store("memory://bucket/x.zarr", "example", ["x"]).x.values
+    array([1., 2.])
+    """
+    place = placed(target)
+    if not is_url(place):
+        write_store(dataset, place, kind)
+        return
+    files, root = file_system(place)
+    if exists(f"{place}/{ROOT}"):
+        raise FileExistsError(f"{place} exists: choose another URL, or delete it")
+    objects: dict[str, Buffer] = {}
+    write_zarr(_stamped(dataset, kind), MemoryStore(objects))
+    written = []
+    try:
+        for key in sorted(objects, key=ROOT.__eq__):  # the root last
+            written.append(f"{root}/{key}")
+            retrying(partial(_upload, files, written[-1], objects[key].to_bytes()), f"writing {place}/{key}")
+    except BaseException as error:
+        for path in written:
+            with suppress(Exception):
+                files.rm_file(path)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise _disk_full(place, error) from error
+        raise
+
+
+def remove_store(target: str | os.PathLike[str]) -> None:
+    """Delete what `publish_store` has written or left half written, so that at no moment a part of it opens.
+
+    Nothing happens if nothing is there.
+    """
+    place = placed(target)
+    files, root = file_system(place)
+    if exists(f"{place}/{ROOT}"):
+        retrying(partial(files.rm_file, f"{root}/{ROOT}"), f"deleting {place}/{ROOT}")
+    if exists(place):
+        retrying(partial(files.rm, root, recursive=True), f"deleting {place}")
+
+
+def child_names(target: str | os.PathLike[str]) -> list[str]:
+    """Names of what lies in a folder, local or of a URL, sorted; none where nothing is there."""
+    files, root = file_system(placed(target))
+    files.invalidate_cache()  # another process may have written since
+    try:
+        paths = retrying(partial(files.ls, root, detail=False), f"listing {target}")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # An object store may list the folder itself.
+    return sorted({path.rstrip("/").rpartition("/")[2] for path in paths if path.rstrip("/") != root.rstrip("/")})
 
 
 def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) -> Path:
@@ -89,20 +172,29 @@ def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) ->
     return target
 
 
-def _storable(dataset: xr.Dataset) -> xr.Dataset:
-    """The Dataset in chunks and data types that zarr 3 has, free of how its variables were stored elsewhere."""
-    # Zarr has no form for a pandas MultiIndex: its levels stay, as coordinates of their own.
-    dataset = dataset.reset_index(
-        [name for name, i in dataset.indexes.items() if i.nlevels > 1 and name in dataset.dims]
+def _upload(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    try:
+        files.pipe_file(path, content)
+    except FileNotFoundError:  # it has real folders
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(path, content)
+
+
+def _stamped(dataset: xr.Dataset, kind: str) -> xr.Dataset:
+    return dataset.assign_attrs(
+        format=FORMAT + kind,
+        format_version=FORMAT_VERSION,
+        written_by=_package_version(),
+        identity=uuid4().hex,
     )
-    # zarr 3 has no specified data type for NumPy's fixed-length strings, nor for objects.
-    names = [name for name, variable in dataset.variables.items() if variable.dtype.kind in "UO"]
-    stored = dataset.assign({name: dataset[name].astype(np.dtypes.StringDType()) for name in names}).drop_encoding()
-    chunks: dict[Hashable, int] = {}
-    # Coordinates follow the data: stores keep embeddings in many chunks and their small coordinates in one.
-    for array in [*stored.coords.values(), *stored.data_vars.values()]:
-        chunks |= {dim: max(sizes) for dim, sizes in array.variable.chunksizes.items()}
-    return stored.chunk(chunks) if chunks else stored
+
+
+def _disk_full(target: Path | str, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"{target} cannot be written ({error.strerror}); what was there before is unchanged: make room there, or "
+        "choose a path on another disk",
+    )
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -131,8 +223,8 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
 
     Parameters
     ----------
-    path : path
-        Local folder.
+    path : path or URL
+        Local folder, or any URL of fsspec.
     kind : str
         As it was written.
     needed : sequence of str
@@ -145,14 +237,19 @@ def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -
     ValueError
         If it is not a store of this kind, or was written by a newer version.
     """
-    target = _local_path(path)
-    if not target.exists():
-        raise FileNotFoundError(f"there is no {kind} store at {target}")
+    target = placed(path)
     try:
-        node = zarr.open(target, mode="r")
+        node = zarr.open_group(guarded(target), mode="r")
         found = node.attrs.get("format", "")
-        dataset = xr.open_zarr(target, consolidated=True, chunks=None) if found == FORMAT + kind else xr.Dataset()
+        dataset = open_group(node, target) if found == FORMAT + kind else xr.Dataset()
+    except (RefusedStoreError, ImportError):
+        raise
     except Exception as error:  # zarr and xarray let through whatever their parsers raise
+        named = unreachable(target, error)
+        if named is not error:
+            raise named from error
+        if not exists(target):
+            raise FileNotFoundError(f"there is no {kind} store at {target}") from error
         raise ValueError(f"{target} is not a zarr store, or was only half written: {error}") from error
     if found != FORMAT + kind:
         raise ValueError(f"{target} is not a {kind} store of dbksvd_dask: its format attribute is {found!r}")
@@ -179,16 +276,16 @@ def store_identity(path: str | os.PathLike[str]) -> str | None:
 
 def _attributes(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
-        return zarr.open_group(_local_path(path), mode="r").attrs
+        return zarr.open_group(guarded(placed(path)), mode="r").attrs
     except Exception:  # whatever lies there is not ours
         return {}
 
 
 def _local_path(path: str | os.PathLike[str]) -> Path:
-    text = os.fspath(path)
-    if "://" in text:
-        raise ValueError(f"{text} is a URL: stores are written to local folders; copy the folder afterwards")
-    return Path(text).expanduser()
+    place = placed(path)
+    if is_url(place):
+        raise ValueError(f"{place} is a URL: stores are written to local folders; copy the folder afterwards")
+    return Path(place)
 
 
 def _package_version() -> str:

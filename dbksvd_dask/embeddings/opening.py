@@ -6,9 +6,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -18,7 +16,15 @@ from dask.base import tokenize
 
 from dbksvd_dask.embeddings.checks import BFLOAT16, check_embeddings, choose_array, refuse_name
 from dbksvd_dask.embeddings.files import StoredArray, npy_array, npz_array, safetensors_array
-from dbksvd_dask.embeddings.groups import open_group, open_node, refuse_other_store
+from dbksvd_dask.embeddings.groups import (
+    check_complete,
+    open_group,
+    open_node,
+    refuse_other_store,
+    require_if_complete,
+)
+from dbksvd_dask.embeddings.places import is_url, placed
+from dbksvd_dask.embeddings.rows import in_named_chunks, read_named
 
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""
@@ -34,8 +40,10 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     source : path, array, xarray.DataArray or xarray.Dataset
         One of:
 
-        * the path of a zarr group as xarray writes it, or of a single zarr array;
-        * the path of a ``.npy``, ``.npz`` (uncompressed) or ``.safetensors`` file. Each task maps the rows it needs,
+        * the path or URL of a zarr group as xarray writes it, or of a single zarr array. Each task reads its chunks
+          straight from there. URLs are those of fsspec (``s3://``, ``gs://``, ``https://``, …), which needs a package
+          for most of them, and has a configuration for credentials, endpoints and timeouts;
+        * the path of a ``.npy``, ``.npz`` (uncompressed) or ``.safetensors`` file. Each task reads the rows it needs,
           so on a cluster every worker must see the file under the same path;
         * a dask array, a NumPy array (not copied; on a cluster its rows travel with every graph, which a ``.npy`` file
           avoids), an xarray.DataArray or an xarray.Dataset.
@@ -93,10 +101,9 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
     where = f"the {kind.__module__.partition('.')[0]} {kind.__name__}"
     array: xr.DataArray
     if isinstance(source, str | os.PathLike):
-        where = os.path.abspath(source)
-        if not os.path.exists(where):
-            remote = "; a remote store has to be opened with xarray.open_zarr, and the Dataset passed"
-            raise FileNotFoundError(f"there is nothing at {where}{remote if '://' in str(source) else ''}")
+        where = placed(source)
+        if not is_url(where) and not os.path.exists(where):
+            raise FileNotFoundError(f"there is nothing at {where}")
         array = _open_path(where, name)
         array.encoding["source"] = where  # xarray's place for it: survives selection, is not written with the array
     elif isinstance(source, xr.Dataset):
@@ -131,105 +138,42 @@ def open_embeddings(source: Source, *, name: str | None = None) -> xr.DataArray:
 
 def _open_path(path: str, name: str | None) -> xr.DataArray:
     """Open what lies at ``path``, whatever its shape and dtype."""
-    if os.path.isdir(path):
-        return _open_zarr(path, name)
     suffix = os.path.splitext(path)[1]
+    if is_url(path) and suffix in (".npy", ".npz", ".safetensors"):
+        raise ValueError(
+            f"{path} is a remote {suffix} file, of which no rows can be read alone: copy it to where all workers see "
+            "it and open that, or write it as a zarr store and open its URL"
+        )
+    if is_url(path) or os.path.isdir(path):
+        return _open_zarr(path, name)
     if suffix == ".zarr":
         raise ValueError(f"{path} is a file, but a zarr store is a folder: unpack it first, if it is an archive")
     if suffix == ".npy":
         refuse_name(name, path)
-        return _unnamed(_map_rows(npy_array(path)))
+        return _unnamed(_in_rows(npy_array(path)))
     if suffix in (".npz", ".safetensors"):
         chosen, stored = npz_array(path, name) if suffix == ".npz" else safetensors_array(path, name)
-        return xr.DataArray(_map_rows(stored), name=chosen)
+        return xr.DataArray(_in_rows(stored), name=chosen)
     raise ValueError(
         f"{path} has an unknown suffix {suffix!r}: embeddings are read from .npy, .npz, .safetensors and zarr; "
         "load anything else yourself and pass the array, or save it once with numpy.save"
     )
 
 
-def _open_zarr(path: str, name: str | None) -> xr.DataArray:
+def _open_zarr(place: str, name: str | None) -> xr.DataArray:
     """Open a zarr group as xarray writes it, or a single zarr array."""
-    node = open_node(path)
+    node = open_node(place)
     if isinstance(node, zarr.Array):
-        refuse_name(name, path)
-        check_complete(node, path)
-        return _unnamed(_read_named(node, da.from_zarr(node).chunks, path))
+        refuse_name(name, place)
+        check_complete(node, place)
+        return _unnamed(read_named(node, da.from_zarr(node).chunks, place))
     if name is None:
-        refuse_other_store(node.attrs, path)
-    array = _choose_variable(open_group(node, path), name, path)
-    check_complete(node[str(array.name)], f"{path} ({array.name!r})")
-    return in_named_chunks(array.to_dataset(name=array.name), path)[array.name]
-
-
-def in_named_chunks(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
-    """A Dataset of a zarr store on dask arrays that, where they cannot be read, say which rows of what is damaged.
-
-    Parameters
-    ----------
-    dataset : xarray.Dataset
-        The store as ``xarray.open_zarr(path, chunks=None)`` opens it.
-    path : path
-        What errors call it.
-    """
-    data: dict[Hashable, xr.Variable] = {}
-    coords: dict[Hashable, xr.Variable] = {}
-    for name, variable in dataset.variables.items():
-        if "preferred_chunks" in variable.encoding and name not in dataset.indexes:
-            preferred = tuple(variable.encoding["preferred_chunks"][dim] for dim in variable.dims)
-            chunks = da.core.normalize_chunks(preferred, variable.shape, dtype=variable.dtype)
-            rows = _read_named(variable, chunks, f"{path} ({name!r})")
-            (coords if name in dataset.coords else data)[name] = variable.copy(deep=False, data=rows)
-    return dataset.assign(data).assign_coords(coords)
-
-
-@dataclass(frozen=True)
-class _NamedRows:
-    """Rows of a zarr array; where they cannot be read, the error says which they are."""
-
-    array: zarr.Array | xr.Variable
-    where: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self.array.ndim
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        try:
-            return np.asarray(self.array[index])
-        except Exception as error:  # zarr lets through whatever its codecs and stores raise
-            rows = np.atleast_1d(np.arange(self.shape[0])[index[0]])
-            raise ValueError(
-                f"{self.where}: rows {rows.min()} to {rows.max()} cannot be read ({error or type(error).__name__}): "
-                "is the store damaged, or was it only half written?"
-            ) from error
-
-
-def _read_named(array: zarr.Array | xr.Variable, chunks: tuple[tuple[int, ...], ...], where: str) -> da.Array:
-    meta = np.empty((0,) * array.ndim, array.dtype)
-    name = f"embeddings-{uuid.uuid4().hex}"
-    return da.from_array(_NamedRows(array, where), chunks, name=name, inline_array=True, meta=meta)
-
-
-def check_complete(array: zarr.Array, where: str) -> None:
-    """Raise if chunks are missing: zarr would read them as its fill value, be it that of an interrupted writer."""
-    stored_in = array.shards or array.chunks
-    expected = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, stored_in, strict=True))
-    # zarr counts a shard as all the chunks it has room for, also where it reaches over the edge of the array.
-    there = array.nchunks_initialized // (math.prod(stored_in) // math.prod(array.chunks))
-    if there < expected:
-        raise ValueError(
-            f"{where} has no data in {expected - there} of its {expected} chunks: was its writing interrupted? If they "
-            f"are meant to be {array.fill_value}, open it with xarray.open_zarr or dask.array.from_zarr and pass that"
-        )
+        refuse_other_store(node.attrs, place)
+    array = _choose_variable(open_group(node, place), name, place)
+    check_complete(node[str(array.name)], f"{place} ({array.name!r})")
+    for coordinate in array.coords:
+        require_if_complete(node[str(coordinate)])
+    return in_named_chunks(array.to_dataset(name=array.name), place)[array.name]
 
 
 def _choose_variable(dataset: xr.Dataset, name: str | None, where: str) -> xr.DataArray:
@@ -266,8 +210,8 @@ def _view_rows(array: np.ndarray) -> da.Array:
     return da.Array(graph, token, (tuple(map(len, chunks)), (array.shape[1],)), dtype=array.dtype)
 
 
-def _map_rows(stored: StoredArray) -> da.Array:
-    """Make an array in a file a dask array whose tasks each map their own rows."""
+def _in_rows(stored: StoredArray) -> da.Array:
+    """Make an array in a file a dask array whose tasks each read their own rows."""
     chunks = (_rows_per_chunk(stored.shape, stored.dtype), *stored.shape[1:])[: stored.ndim]
     # The time of the last change keeps a rewritten file apart from what a cluster may still hold of the old one.
     token = tokenize(stored, os.stat(stored.path).st_mtime_ns)

@@ -549,7 +549,9 @@ def unknown_chunks(folder):
     [
         (lambda f: f / "no.npy", FileNotFoundError, "nothing at .*no.npy"),
         (lambda f: f / "no.zarr", FileNotFoundError, "nothing at .*no.zarr"),
-        (lambda f: "s3://bucket/rows.zarr", FileNotFoundError, "remote store has to be opened with xarray.open_zarr"),
+        (lambda f: "nowhere://bucket/rows.zarr", ValueError, "nowhere://bucket/rows.zarr cannot be opened"),
+        (lambda f: "memory://no/rows.zarr", FileNotFoundError, "nothing at memory://no/rows.zarr"),
+        (lambda f: "memory://no/rows.npy", ValueError, "remote .npy file, .* write it as a zarr store"),
         (lambda f: overwrite(f / "rows.h5", b""), ValueError, "unknown suffix '.h5': .*numpy.save"),
         (lambda f: overwrite(f / "rows", b""), ValueError, "unknown suffix ''"),
         (lambda f: f, ValueError, "not a readable zarr store .*half written"),
