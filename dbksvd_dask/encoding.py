@@ -13,7 +13,8 @@ from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import Codes, Encoding, timed
+from dbksvd_dask.kernels.chunk import Codes, Encoding
+from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.gram import Panel, assemble_gram, gram_panel, panel_starts, panels_coherence
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.kernels.transfer import Transferable
@@ -33,8 +34,8 @@ class SharedDictionary(NamedTuple):
     """(m,) floats: the largest ``|⟨d_i, d_j⟩|`` of each atom with any other."""
     near: Any
     """(pairs, 2) integers: atoms i < j with ``|⟨d_i, d_j⟩|`` above `max_coherence`."""
-    gram_seconds: Any
-    """Task seconds that the Gram matrix took, by stage."""
+    gram_costs: Any
+    """`StageCosts` of the Gram matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +44,21 @@ class AtomVectors(Transferable):
 
     vectors: np.ndarray
     """(w, d) floats."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Task seconds by stage."""
+    costs: StageCosts = field(default_factory=StageCosts)
 
     def __add__(self, other: "AtomVectors") -> "AtomVectors":
         """Sum over two sets of chunks."""
-        seconds = add_seconds(self.seconds, other.seconds)
-        with timed(seconds, "update"):
+        costs = self.costs + other.costs
+        with costs.stage("update"):
             vectors = self.vectors + other.vectors
-        return AtomVectors(vectors, seconds)
+        return AtomVectors(vectors, costs)
 
     def __iadd__(self, other: "AtomVectors") -> "AtomVectors":
         """The same, in this one's array."""
-        seconds = add_seconds(self.seconds, other.seconds)
-        with timed(seconds, "update"):
+        costs = self.costs + other.costs
+        with costs.stage("update"):
             vectors = np.add(self.vectors, other.vectors, out=self.vectors)
-        return AtomVectors(vectors, seconds)
+        return AtomVectors(vectors, costs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,7 @@ class Gram(Transferable):
     """(m,) floats."""
     near: np.ndarray
     """(pairs, 2) integers."""
-    seconds: dict[str, float]
-    """Task seconds by stage."""
+    costs: StageCosts
 
 
 @dataclass(frozen=True)
@@ -82,23 +81,20 @@ class EncodingStatistics:
     errors: ErrorSums
     usage: np.ndarray
     """(m,) int64: samples that use each atom."""
-    seconds: dict[str, float]
-    """Task seconds by stage."""
+    costs: StageCosts
 
     @classmethod
     def of(cls, encoding: Encoding, n_atoms: int) -> "EncodingStatistics":
         """Statistics of one chunk."""
         chunk = encoding.chunk
-        with timed(encoding.seconds, "statistics"):
+        with encoding.costs.stage("statistics"):
             errors = ErrorSums.from_parts(encoding.squared_norms, encoding.moments, chunk.residual)
             usage = atom_usage(chunk.indices, n_atoms)
-        return cls(errors, usage, encoding.seconds)
+        return cls(errors, usage, encoding.costs)
 
     def __add__(self, other: "EncodingStatistics") -> "EncodingStatistics":
         """Statistics of both."""
-        return EncodingStatistics(
-            self.errors + other.errors, self.usage + other.usage, add_seconds(self.seconds, other.seconds)
-        )
+        return EncodingStatistics(self.errors + other.errors, self.usage + other.usage, self.costs + other.costs)
 
     @property
     def n_unused(self) -> int:
@@ -109,11 +105,6 @@ class EncodingStatistics:
     def l0(self) -> float:
         """Mean number of atoms a sample uses."""
         return float(self.usage.sum() / self.errors.n_samples)
-
-
-def add_seconds(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """Task seconds by stage of both."""
-    return {stage: first.get(stage, 0.0) + second.get(stage, 0.0) for stage in first | second}
 
 
 def share_dictionary(
@@ -139,8 +130,8 @@ def share_dictionary(
         for start, home in zip(starts, homes(len(starts)), strict=True)
     ]
     gram = task(_assemble_gram, panels, tuple(group.atoms for group in pursuit.groups(len(atoms))))
-    coherence, near, seconds = task(_gram_facts, gram, outputs=3)
-    return SharedDictionary(shared, mean, gram, coherence, near, seconds)
+    coherence, near, costs = task(_gram_facts, gram, outputs=3)
+    return SharedDictionary(shared, mean, gram, coherence, near, costs)
 
 
 def _wrap(atoms: np.ndarray) -> AtomVectors:
@@ -148,25 +139,25 @@ def _wrap(atoms: np.ndarray) -> AtomVectors:
 
 
 @single_threaded()
-def _gram_panel(atoms: AtomVectors, start: int, max_coherence: float | None) -> tuple[Panel, dict[str, float]]:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "gram"):
+def _gram_panel(atoms: AtomVectors, start: int, max_coherence: float | None) -> tuple[Panel, StageCosts]:
+    costs = StageCosts()
+    with costs.stage("gram"):
         panel = gram_panel(atoms.vectors, start, max_coherence)
-    return panel, seconds
+    return panel, costs
 
 
-def _assemble_gram(panels: list[tuple[Panel, dict[str, float]]], groups: tuple[slice, ...]) -> Gram:
-    seconds = reduce(add_seconds, (panel_seconds for _, panel_seconds in panels))
-    with timed(seconds, "gram"):
+def _assemble_gram(panels: list[tuple[Panel, StageCosts]], groups: tuple[slice, ...]) -> Gram:
+    costs = reduce(add, (panel_costs for _, panel_costs in panels))
+    with costs.stage("gram"):
         products = assemble_gram([panel for panel, _ in panels])
         blocks = tuple(np.ascontiguousarray(products[atoms, atoms]) for atoms in groups)
         coherence = panels_coherence([panel.largest for panel, _ in panels])
         near = np.concatenate([panel.near for panel, _ in panels])
-    return Gram(blocks, coherence, near, seconds)
+    return Gram(blocks, coherence, near, costs)
 
 
-def _gram_facts(gram: Gram) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    return gram.coherence, gram.near, gram.seconds
+def _gram_facts(gram: Gram) -> tuple[np.ndarray, np.ndarray, StageCosts]:
+    return gram.coherence, gram.near, gram.costs
 
 
 def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> tuple[Lazy, Lazy]:

@@ -54,6 +54,9 @@ class Iteration:
     """Wall time of the iteration."""
     stage_seconds: np.ndarray = field(metadata={"dims": ("stage",)})
     """Seconds of each of `STAGES`, summed over tasks."""
+    peak_memory: np.ndarray = field(metadata={"dims": ("stage",)})
+    """Bytes: the most resident memory of any process in each of `STAGES`, as `StageCosts` sees it; 0 where none was.
+    That of "wait" is the driver's."""
 
 
 def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:

@@ -7,17 +7,19 @@ computed again, and the result is the same bits on any number of workers.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from dask.delayed import Delayed
 
-from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, Gram, SharedDictionary, add_seconds
+from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, Gram, SharedDictionary
 from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels import coupling, cpu, passes
 from dbksvd_dask.kernels.blas import single_threaded
-from dbksvd_dask.kernels.chunk import EncodedChunk, timed
+from dbksvd_dask.kernels.chunk import EncodedChunk
+from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Group, Pursuit
 from dbksvd_dask.metrics import relative_errors
 from dbksvd_dask.replacement import replace_atoms
@@ -55,8 +57,8 @@ class IterationTasks(NamedTuple):
     """`EncodingStatistics` of the batch under the dictionary that the iteration began with."""
     n_duplicates: Delayed
     """Atoms that were replaced for being near to another one."""
-    update_seconds: Delayed
-    """Task seconds of the update, by stage."""
+    update_costs: Delayed
+    """`StageCosts` of the update."""
 
 
 def iterate(
@@ -98,7 +100,7 @@ def iterate(
         order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
         order = order[order >= update.n_fixed]
         new = _update_in_inner_batches(states, dictionary.atoms, order, groups, size, pursuit, update)
-    atoms, n_duplicates, seconds = replace_atoms(
+    atoms, n_duplicates, costs = replace_atoms(
         new,
         dictionary,
         update.replace_unused,
@@ -108,7 +110,7 @@ def iterate(
         states,
         [*seed, _REPLACEMENT],
     )
-    return IterationTasks(*delayed_of(atoms, batch_statistics, n_duplicates, seconds))
+    return IterationTasks(*delayed_of(atoms, batch_statistics, n_duplicates, costs))
 
 
 def update_all(
@@ -207,40 +209,57 @@ def _new_vectors(pass_over: Callable[[Any], Lazy], old: Any, first_pass: Lazy, u
 @single_threaded()
 def _encode(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit, with_first_pass: bool
-) -> tuple[EncodedChunk, EncodingStatistics, np.ndarray, AtomVectors | None]:
+) -> "_Outputs":
     encoding = kernels.encode_with_residual(rows, atoms.vectors, gram.blocks, mean, pursuit)
     statistics = EncodingStatistics.of(encoding, len(atoms.vectors))
     errors = relative_errors(encoding.squared_norms, encoding.chunk.residual)
     if not with_first_pass:
-        return encoding.chunk, statistics, errors, None
-    seconds: dict[str, float] = {}
-    with timed(seconds, "update"):
+        return _Outputs((encoding.chunk, statistics, errors, None))
+    costs = StageCosts()
+    with costs.stage("update"):
         sums = passes.first_pass(encoding, atoms.vectors, pursuit.groups(len(atoms.vectors)))
-    return encoding.chunk, statistics, errors, AtomVectors(sums, seconds)
+    return _Outputs((encoding.chunk, statistics, errors, AtomVectors(sums, costs)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """`EncodedChunk`, `EncodingStatistics`, relative errors and first pass of a chunk, for a task to hand on each.
+
+    Dask counts them there. Counted here as well, they made workers of a cluster spill that had memory enough.
+    """
+
+    values: tuple[EncodedChunk, EncodingStatistics, np.ndarray, AtomVectors | None]
+
+    def __getitem__(self, place: int) -> Any:
+        return self.values[place]
+
+    def __sizeof__(self) -> int:
+        """None of its own."""
+        return 0
 
 
 @single_threaded()
 def _pass_for_all(
     state: EncodedChunk, groups: Sequence[Group], atoms: AtomVectors, directions: AtomVectors
 ) -> AtomVectors:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "update"):
+    costs = StageCosts()
+    with costs.stage("update"):
         sums = np.empty_like(atoms.vectors)
         for group, chunk in passes.group_by_group(state, atoms.vectors, groups):
             places = _places(np.arange(group.atoms.start, group.atoms.stop), len(sums))
             vectors = atoms.vectors[group.atoms], directions.vectors[group.atoms]
             sums[group.atoms] = passes.atom_pass(chunk, places, *vectors)
-    return AtomVectors(sums, seconds)
+    return AtomVectors(sums, costs)
 
 
 @single_threaded()
 def _pass_for_batch(
     state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, directions: AtomVectors
 ) -> AtomVectors:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "update"):
+    costs = StageCosts()
+    with costs.stage("update"):
         sums = passes.atom_pass(state, _places(batch, n_atoms), old.vectors, directions.vectors)
-    return AtomVectors(sums, seconds)
+    return AtomVectors(sums, costs)
 
 
 def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
@@ -251,20 +270,20 @@ def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
 
 
 def _next_direction(basis: list[AtomVectors], products: list[AtomVectors], tol: float) -> AtomVectors:
-    seconds: dict[str, float] = {}
-    with timed(seconds, "update"):
+    costs = StageCosts()
+    with costs.stage("update"):
         krylov = [q.vectors for q in basis], [product.vectors for product in products]
         direction = cpu.next_direction(*krylov, tol)
-    return AtomVectors(direction, seconds)
+    return AtomVectors(direction, costs)
 
 
 @single_threaded()
 def _new_atoms(basis: list[AtomVectors], products: list[AtomVectors], old: AtomVectors) -> AtomVectors:
-    seconds = reduce(add_seconds, (vectors.seconds for vectors in [*basis, *products]))
-    with timed(seconds, "update"):
+    costs = reduce(add, (vectors.costs for vectors in [*basis, *products]))
+    with costs.stage("update"):
         krylov = [q.vectors for q in basis], [product.vectors for product in products]
         atoms = cpu.ritz_vectors(*krylov, old.vectors)
-    return AtomVectors(atoms, seconds)
+    return AtomVectors(atoms, costs)
 
 
 def _code_sums(state: EncodedChunk, atoms: AtomVectors, n_fixed: int) -> np.ndarray:
@@ -292,10 +311,10 @@ def _move_together(
     products: np.ndarray,
     groups: Sequence[Group],
 ) -> AtomVectors:
-    seconds = dict(new.seconds)
-    with timed(seconds, "update"):
+    costs = StageCosts()
+    with costs.stage("update"):
         atoms = coupling.move_together(old.vectors, new.vectors, sums, directions, products, groups)
-    return AtomVectors(atoms, seconds)
+    return AtomVectors(atoms, new.costs + costs)
 
 
 def _take(atoms: AtomVectors, batch: np.ndarray) -> AtomVectors:
@@ -306,7 +325,7 @@ def _join(atoms: AtomVectors, batches: list[np.ndarray], updated: list[AtomVecto
     vectors = atoms.vectors.copy()
     for batch, new in zip(batches, updated, strict=True):
         vectors[batch] = new.vectors
-    return AtomVectors(vectors, reduce(add_seconds, (new.seconds for new in updated)))
+    return AtomVectors(vectors, reduce(add, (new.costs for new in updated)))
 
 
 def _project_in_turn(

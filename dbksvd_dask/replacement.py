@@ -9,7 +9,8 @@ import numpy as np
 from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, SharedDictionary
 from dbksvd_dask.graph import Lazy, task
 from dbksvd_dask.initialize import distinct_directions, random_directions
-from dbksvd_dask.kernels.chunk import EncodedChunk, timed
+from dbksvd_dask.kernels.chunk import EncodedChunk
+from dbksvd_dask.kernels.costs import StageCosts
 
 
 class WorstSamples(NamedTuple):
@@ -53,7 +54,7 @@ def replace_atoms(
 
     Returns
     -------
-    atoms, n_duplicates, seconds : tasks
+    atoms, n_duplicates, costs : tasks
     """
     duplicates = task(_duplicates, dictionary.near, statistics, n_fixed)
     worst, residuals = None, []
@@ -109,13 +110,13 @@ def _replace(
     worst: WorstSamples | None,
     residuals: list[np.ndarray],
     seed: Sequence[int],
-) -> tuple[np.ndarray, int, dict[str, float]]:
-    seconds = dict(new.seconds)
+) -> tuple[np.ndarray, int, StageCosts]:
     gone = np.union1d(np.flatnonzero(statistics.usage == 0), duplicates).astype(np.int64)
     gone = gone[gone >= n_fixed] if replace is not None else gone[:0]
     if len(gone) == 0 and n_fixed == 0:
-        return new.vectors, len(duplicates), seconds
-    with timed(seconds, "update"):
+        return new.vectors, len(duplicates), new.costs
+    costs = StageCosts()
+    with costs.stage("update"):
         atoms = new.vectors.copy()
         atoms[:n_fixed] = old.vectors[:n_fixed]
         if worst is None:
@@ -123,4 +124,4 @@ def _replace(
         else:
             directions = distinct_directions(np.concatenate(residuals)[worst.order], len(gone))
         atoms[gone[: len(directions)]] = directions
-    return atoms, len(duplicates), seconds
+    return atoms, len(duplicates), new.costs + costs

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dbksvd_dask.codes import SparseCodes
     from dbksvd_dask.dictionary import Dictionary
     from dbksvd_dask.estimator import DBKSVD
+    from dbksvd_dask.memory import MemoryPlan
     from dbksvd_dask.run import Run
 
 Rows = Sequence[tuple[str, ...]]
@@ -196,6 +197,24 @@ def run_html(run: "Run") -> str:
     if n_done and history is not None:  # before that it is the history of an earlier fit
         columns.append(_figures(history))
     return _card("Run", state, columns, summary=run.message)
+
+
+def plan_html(plan: "MemoryPlan") -> str:
+    """HTML of a plan: what is held in memory, and what to change where that is too much.
+
+    Parameters
+    ----------
+    plan : MemoryPlan
+
+    Examples
+    --------
+    >>> from dbksvd_dask.memory import MemoryPlan
+    >>> "fits" in plan_html(MemoryPlan({"process": 2**28}, per_task=0, driver=0, limit=2**30, advice=""))
+    True
+    """
+    advice = _table([(line,) for line in plan.advice.splitlines()])
+    state = "fits" if plan.fits else "does not fit"
+    return _card("Memory plan", state, [_table(plan.rows()), advice])
 
 
 def _parameters(model: "DBKSVD") -> tuple[str, Rows, Rows]:

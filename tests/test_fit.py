@@ -27,7 +27,8 @@ def test_the_history_has_a_record_of_every_iteration():
     assert tuple(history["stage"].values) == STAGES
     assert set(history.data_vars) == {f.name for f in fields(Iteration)} - {"iteration"}
     for name, variable in history.data_vars.items():
-        dims = {"coherence": ("quantile",), "coherence_histogram": ("bin",), "stage_seconds": ("stage",)}
+        dims = {"coherence": ("quantile",), "coherence_histogram": ("bin",)}
+        dims |= {"stage_seconds": ("stage",), "peak_memory": ("stage",)}
         assert variable.dims == ("iteration", *dims.get(name, ())), name
         assert np.isfinite(variable).all(), name
     assert np.all(history.train_l0 <= K)
@@ -248,8 +249,8 @@ def test_the_same_rows_give_the_same_bits_wherever_they_lie(source, dtype, tmp_p
     expected = model(**parameters).fit(Y, validation=Y)
     fitted = model(**parameters).fit(given, validation=given)
     np.testing.assert_array_equal(fitted.components_, expected.components_)
-    timings = ["seconds", "stage_seconds"]
-    xr.testing.assert_identical(fitted.history_.drop_vars(timings), expected.history_.drop_vars(timings))
+    costs = ["seconds", "stage_seconds", "peak_memory"]
+    xr.testing.assert_identical(fitted.history_.drop_vars(costs), expected.history_.drop_vars(costs))
     np.testing.assert_array_equal(csr(fitted.transform(given)).toarray(), expected.transform(Y).toarray())
     assert fitted.score(given) == expected.score(Y)
 
@@ -361,8 +362,8 @@ def test_partial_fit_goes_on_where_the_fit_ended():
     in_steps = model(max_iter=N_BATCHES).fit(Y).partial_fit(Y).partial_fit(Y)
     np.testing.assert_array_equal(in_steps.components_, in_one_go.components_)
     assert in_steps.n_iter_ == 3 * N_BATCHES
-    timings = ["seconds", "stage_seconds"]
-    xr.testing.assert_identical(in_steps.history_.drop_vars(timings), in_one_go.history_.drop_vars(timings))
+    costs = ["seconds", "stage_seconds", "peak_memory"]
+    xr.testing.assert_identical(in_steps.history_.drop_vars(costs), in_one_go.history_.drop_vars(costs))
 
 
 def test_a_first_partial_fit_is_a_fit_of_one_epoch():

@@ -12,6 +12,7 @@ from dbksvd_dask import DBKSVD, metrics
 from dbksvd_dask.encoding import EncodingStatistics, share_dictionary
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.gram import gram_panel
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.replacement import _duplicates
@@ -23,7 +24,7 @@ MAX_COHERENCE = 0.9
 def duplicates(D, usage, n_fixed=0, max_coherence=MAX_COHERENCE):
     """What the library finds, in a list."""
     near = gram_panel(D, 0, max_coherence).near
-    return _duplicates(near, EncodingStatistics(None, np.asarray(usage), {}), n_fixed).tolist()
+    return _duplicates(near, EncodingStatistics(None, np.asarray(usage), StageCosts()), n_fixed).tolist()
 
 
 def on_a_circle(*degrees):

@@ -1,14 +1,13 @@
 """Encoding one chunk: its codes, its residual, and what the metrics and the update of the atoms need."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Group, Pursuit
 from dbksvd_dask.kernels.transfer import Transferable
 
@@ -57,16 +56,7 @@ class Encoding(NamedTuple):
     """(n,) float64: ``‖y‖²``."""
     moments: tuple[np.ndarray, np.ndarray]
     """Sum and sum of squares of each feature, (d,) float64 each."""
-    seconds: dict[str, float]
-    """Task seconds by stage."""
-
-
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time spent inside to ``seconds[stage]``."""
-    start = perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + perf_counter() - start
+    costs: StageCosts
 
 
 def encode(
@@ -128,7 +118,7 @@ def encode_with_residual(
     residual = np.empty((_count(rows), dictionary.shape[1]), dictionary.dtype)
     encoding = _pursue(rows, dictionary, grams, mean, pursuit, residual)
     slots = pursuit.groups(len(dictionary))[-1].slots
-    with timed(encoding.seconds, "residual"):
+    with encoding.costs.stage("residual"):
         cpu.subtract_reconstruction(residual, dictionary, *encoding.chunk.codes(slots))
     return encoding
 
@@ -162,14 +152,14 @@ def _pursue(
         residual_products=np.empty_like(chunk.values),
         squared_norms=np.empty(n_samples),
         moments=(np.zeros(n_features), np.zeros(n_features)),
-        seconds={},
+        costs=StageCosts(),
     )
     groups = pursuit.groups(len(dictionary))
     products = np.empty(min(ROWS_PER_BLOCK, n_samples) * max(map(len, grams)), dictionary.dtype)
     for start in range(0, n_samples, ROWS_PER_BLOCK):
         block = slice(start, min(start + ROWS_PER_BLOCK, n_samples))
         block_rows = left[block] if len(left) == n_samples else left[: block.stop - start]
-        with timed(encoding.seconds, "read"):
+        with encoding.costs.stage("read"):
             _centre(rows, block, mean, block_rows)
             encoding.squared_norms[block] = cpu.squared_row_norms(block_rows)
             _check_norms(encoding.squared_norms[block], left.dtype)
@@ -178,16 +168,16 @@ def _pursue(
         squared_residuals = encoding.squared_norms[block]
         for group, gram in zip(groups, grams, strict=True):
             shape = len(block_rows), len(gram)
-            with timed(encoding.seconds, "product"):
+            with encoding.costs.stage("product"):
                 out = products[: shape[0] * shape[1]].reshape(shape)
                 block_products = np.matmul(block_rows, dictionary[group.atoms].T, out=out)
-            with timed(encoding.seconds, "pursuit"):
+            with encoding.costs.stage("pursuit"):
                 norms = encoding.squared_norms[block], squared_residuals
                 codes, residual_products = _pursue_block(block_products, gram, *norms, pursuit, group)
                 chunk.indices[block, group.slots], chunk.values[block, group.slots] = codes
                 encoding.residual_products[block, group.slots] = residual_products
             if group is not groups[-1]:
-                with timed(encoding.seconds, "residual"):
+                with encoding.costs.stage("residual"):
                     cpu.subtract_reconstruction(block_rows, dictionary, *codes)
                     squared_residuals = cpu.squared_row_norms(block_rows)
     return encoding

@@ -31,6 +31,7 @@ def an_iteration(number, *, seconds=1.0, validation=np.nan, histogram=None):
         coherence_histogram=np.zeros(COHERENCE_BINS, np.int64) if histogram is None else histogram,
         seconds=seconds,
         stage_seconds=np.arange(len(STAGES), dtype=float),
+        peak_memory=np.zeros(len(STAGES), np.int64),
     )
 
 

@@ -1,0 +1,192 @@
+"""What a worker holds at each moment of a fit, from the sizes of what there is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, log
+
+import numpy as np
+
+from dbksvd_dask.batches import ROWS_PER_TASK, tasks_of
+from dbksvd_dask.graph import FAN_IN, READS_AT_ONCE
+from dbksvd_dask.kernels.chunk import ROWS_PER_BLOCK
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE
+from dbksvd_dask.kernels.gram import ATOMS_PER_PANEL, panel_starts
+
+WORKER_PROCESS = 380 * 2**20
+"""Bytes of a worker without data: interpreter, libraries and kernels, while they are compiled. 350 were measured."""
+
+COMPILATION = 130 * 2**20
+"""Bytes that libraries and kernels add to the process of the user in a first fit."""
+
+READING_COPIES = 2
+"""A chunk that is being read is there as it is stored and as it is decoded."""
+
+INT32, FLOAT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that memory follows from."""
+
+    n_samples: int
+    n_features: int
+    n_atoms: int
+    n_nonzero_coefs: int
+    group_sizes: tuple[int, ...]
+    """Of the Matryoshka groups; one of all atoms where there are none."""
+    batch_size: int
+    chunk_rows: int
+    """Of the largest chunk of the embeddings."""
+    itemsize: int
+    """Bytes of a number as it is stored."""
+    dtype: np.dtype
+    """Precision of the computation."""
+    in_graph: bool
+    """Whether the graph of the embeddings holds rows, with which it travels."""
+    in_memory: bool
+    """Whether its rows are those of the embeddings, as with a NumPy array."""
+    shuffle: bool
+    centers: bool
+    in_inner_batches: bool
+    replaces_by_residuals: bool
+    n_passes: int
+    max_coherence: bool
+    validation_rows: int
+    validation_chunk_rows: int
+    validation_itemsize: int
+    n_threads: int
+    """Of the worker that has most."""
+    all_threads: int
+    """Of all workers."""
+    on_cluster: bool
+    process: int
+    """Bytes of a worker without data."""
+
+    @property
+    def atoms(self) -> int:
+        """Bytes of one vector for each atom."""
+        return self.n_atoms * self.n_features * self.dtype.itemsize
+
+    @property
+    def gram(self) -> int:
+        """Bytes of ``D Dᵀ``, of each group."""
+        return sum(size * size for size in self.group_sizes) * self.dtype.itemsize
+
+    @property
+    def rows_of_task(self) -> int:
+        """Rows of one task."""
+        return -(-self.batch_size // tasks_of(self.batch_size))
+
+    def _tasks_here(self, n_tasks: int) -> int:
+        """The most tasks on neighbouring chunks that come to one worker."""
+        return -(-n_tasks * self.n_threads // self.all_threads)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of a batch on a worker."""
+        return self._tasks_here(tasks_of(self.batch_size))
+
+    def _rows(self, n_samples: int, n_total: int, chunk_rows: int, itemsize: int) -> int:
+        """Bytes on a worker of the rows of a batch: in storage order they are views of chunks, which stay whole."""
+        n_tasks = tasks_of(n_samples)
+        here = self._tasks_here(n_tasks) * -(-n_samples // n_tasks)
+        kept = here if self.shuffle else min(here + 2 * (chunk_rows - 1), n_total)
+        return kept * self.n_features * itemsize
+
+    @property
+    def batch_rows(self) -> int:
+        """Bytes of the rows of a batch on a worker."""
+        if self.in_memory and not self.on_cluster and not self.shuffle:
+            return 0  # views of what is there
+        return self._rows(self.batch_size, self.n_samples, self.chunk_rows, self.itemsize)
+
+    @property
+    def held_out(self) -> int:
+        """Bytes of the held-out rows on a worker."""
+        if self.validation_rows == 0:
+            return 0
+        return self._rows(
+            self.validation_rows, self.validation_rows, self.validation_chunk_rows, self.validation_itemsize
+        )
+
+    @property
+    def reading(self) -> int:
+        """Bytes of chunks that are being read."""
+        n_readers = READS_AT_ONCE if self.on_cluster else self.n_threads
+        n_chunks = self.n_tasks * self.rows_of_task // self.chunk_rows + 2
+        rows = READING_COPIES * self.chunk_rows + (self.rows_of_task if self.shuffle else 0)
+        return min(n_readers, self.n_tasks, n_chunks) * rows * self.n_features * self.itemsize
+
+    @property
+    def encoded(self) -> int:
+        """Bytes of the encoded chunks of a batch on a worker."""
+        row = self.n_features * self.dtype.itemsize + self.n_nonzero_coefs * (INT32 + self.dtype.itemsize)
+        n_chunks = self.n_tasks
+        if self.in_inner_batches:  # the next state of a chunk beside the last one; the first for replacing atoms
+            n_chunks += self.n_threads + (self.n_tasks if self.replaces_by_residuals else 0)
+        return n_chunks * self.rows_of_task * row
+
+    @property
+    def sums(self) -> int:
+        """Bytes of sums over chunks that wait to be added up, and of those that are on their way."""
+        levels = max(ceil(log(self.n_tasks, FAN_IN)), 1)
+        arriving = FAN_IN if self.n_threads < self.all_threads else 1
+        return (min(self.n_tasks, levels * FAN_IN) + arriving) * self.atoms
+
+    @property
+    def per_task(self) -> int:
+        """Bytes that a task takes while it runs."""
+        entries = self.rows_of_task * self.n_nonzero_coefs
+        support = entries * (3 * INT32 + 3 * self.dtype.itemsize + 2 * FLOAT64)
+        tile = self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
+        copy = self.rows_of_task * self.n_features * self.dtype.itemsize if len(self.group_sizes) > 1 else 0
+        update = support + tile + copy + self.atoms
+        products = ROWS_PER_BLOCK * max(self.group_sizes) * self.dtype.itemsize + tile
+        return max(update, products)
+
+    @property
+    def assembling(self) -> int:
+        """Bytes of ``D Dᵀ`` while it is put together of its panels."""
+        panels = [
+            min(ATOMS_PER_PANEL, self.n_atoms - start) * (self.n_atoms - start) for start in panel_starts(self.n_atoms)
+        ]
+        whole = (sum(panels) + self.n_atoms**2) * self.dtype.itemsize
+        near = self.n_threads * panels[0] * (2 * self.dtype.itemsize + 1) if self.max_coherence else 0
+        return whole + near + (self.gram if len(self.group_sizes) > 1 else 0)
+
+    def worker(self) -> dict[str, int]:
+        """What a worker holds at its worst moment, bytes each."""
+        return max(self._moments(), key=lambda parts: sum(parts.values()))
+
+    def _moments(self) -> Iterator[dict[str, int]]:
+        stays = {
+            "process": self.process,
+            "rows of the batch": self.batch_rows,
+            "rows of the next batch": self.batch_rows,
+            "held-out rows": self.held_out,
+            "dictionary": self.atoms if self.on_cluster else 3 * self.atoms,
+        }
+        if self.centers:
+            read = self.n_threads * (max(ROWS_PER_TASK, self.chunk_rows) + self.chunk_rows) * self.n_features
+            yield {"process": self.process, "rows for the mean": read * self.itemsize}
+        tasks = {"tasks": self.n_threads * self.per_task, "reading": self.reading}
+        yield stays | {"Gram matrix and its panels": self.assembling, "reading": self.reading}
+        encoded = stays | {"encoded chunks": self.encoded}
+        yield encoded | {"Gram matrix": self.gram, "sums over chunks": self.sums} | tasks
+        yield encoded | {"Krylov vectors": 2 * (self.n_passes - 1) * self.atoms, "sums over chunks": self.sums} | tasks
+        step = 3 * self.n_features * max(self.group_sizes) * FLOAT64  # of all atoms at once, against overshooting
+        yield encoded | {"Krylov vectors": (2 * self.n_passes + 1) * self.atoms + step, "reading": self.reading}
+
+    @property
+    def per_worker(self) -> int:
+        """Bytes of a worker at that moment."""
+        return sum(self.worker().values())
+
+    def driver(self, process: int) -> int:
+        """Bytes of this process, which holds so many now."""
+        if not self.on_cluster:
+            return self.per_worker
+        # The first rows, or the dictionary before and after an iteration, its average, and copies that travel.
+        vectors = 9 * self.atoms + 2 * self.n_atoms * self.n_features * self.itemsize
+        graphs = 3 * self.batch_size * self.n_features * self.itemsize if self.in_graph else 0
+        return process + COMPILATION + vectors + graphs
