@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
-from dbksvd_dask.graph import Inner, delayed_of, homes, inner_calls, task
+from dbksvd_dask.graph import Inner, beside, delayed_of, homes, inner_calls, task
 from dbksvd_dask.kernels.cpu import first_nonfinite_row
 
 ROWS_PER_TASK = 8192
@@ -15,6 +15,11 @@ ROWS_PER_TASK = 8192
 
 FEWEST_ROWS_PER_TASK = 1024
 TASKS_OF_SMALL_BATCHES = 8
+
+
+def tasks_of(n_rows: int) -> int:
+    """Tasks that a batch of so many rows is dealt out to."""
+    return max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
 
 
 class Segment(NamedTuple):
@@ -91,7 +96,7 @@ class OuterBatches:
         ValueError
             When computed, if a row is not finite: names the chunk and the row.
         """
-        return delayed_of(*_read_pieces(self.embeddings, self._pieces(iteration), self.name))
+        return delayed_of(*beside(_read_pieces(self.embeddings, self._pieces(iteration), self.name)))
 
     def row_numbers(self, iteration: int) -> list[np.ndarray]:
         """Which rows of the embeddings each task of `read` returns, in that order.
@@ -116,7 +121,7 @@ class OuterBatches:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         first, last = self._bounds(iteration)
         n_rows = last - first
-        n_tasks = max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
+        n_tasks = tasks_of(n_rows)
         bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
         return [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
 

@@ -6,15 +6,17 @@ tasks of an iteration with 64 inner batches. Here tasks know their arguments, an
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import getitem
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
 import dask
 from dask._task_spec import Alias, List, Task, TaskRef, convert_legacy_task
 from dask.base import get_scheduler
+from dask.context import thread_state
 from dask.core import get_dependencies
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -23,6 +25,12 @@ from dbksvd_dask.shared_setting import SharedSetting
 
 FAN_IN = 4
 """Parts that one task of a tree sum adds up."""
+
+READS_AT_ONCE = 4
+"""Chunks that one process reads at a time beside what it computes."""
+
+_SPAN = {"name": ("dbksvd",), "ids": (uuid4().hex,)}
+"""All tasks of this process are one span: `distributed` begins one for each graph, and keeps them all for ever."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,43 +80,52 @@ def delayed_of(*calls: Lazy | Inner) -> list[Delayed]:
     """The calls as `Delayed` objects of one graph, for `dask.compute` and all else that takes such objects."""
     graph: dict[Any, Any] = {}
     home_of: dict[Any, list[str]] = {}
-    waiting: list[Lazy] = []
-
-    def refer(argument: Any, inside: list[Inner]) -> Any:
-        if isinstance(argument, Lazy):
-            waiting.append(argument)
-            return TaskRef(argument.key)
-        if isinstance(argument, Inner):
-            graph.update(argument.shared)
-            inside.append(argument)
-            return TaskRef(argument.task.key)
-        if isinstance(argument, Delayed):
-            if argument.key not in graph:
-                graph.update(argument.dask)
-            return TaskRef(argument.key)
-        return List(*(refer(item, inside) for item in argument)) if isinstance(argument, list) else argument
 
     def insert(made: Task, home: str | None) -> None:
         graph[made.key] = made
         if home is not None:
             home_of[made.key] = [home]
 
+    waiting: list[Lazy] = []
     outermost: list[Inner] = []
-    keys = [refer(call, outermost).key for call in calls]
+    keys = [_refer(call, graph, waiting, outermost).key for call in calls]
     for inner in outermost:
         insert(inner.task, inner.home)
     while waiting:
         call = waiting.pop()
         if call.key not in graph:
             inside: list[Inner] = []
-            outer = Task(call.key, call.function, *(refer(argument, inside) for argument in call.arguments))
+            arguments = [_refer(argument, graph, waiting, inside) for argument in call.arguments]
+            outer = Task(call.key, call.function, *arguments)
             fused = Task.fuse(outer, *(inner.task for inner in inside), key=call.key) if inside else outer
             insert(fused, call.home)
     name = f"tasks-{uuid4().hex}"
-    annotations = {"workers": home_of.get, "allow_other_workers": lambda key: key in home_of or None}
+    annotations: dict[str, Any] = {"workers": home_of.get, "allow_other_workers": lambda key: key in home_of or None}
+    if "span" not in dask.get_annotations():
+        annotations["span"] = _SPAN
     layers = {name: MaterializedLayer(graph, annotations=annotations)}
     whole = HighLevelGraph(layers, {name: set()})
     return [Delayed(key, whole, layer=name) for key in keys]
+
+
+def _refer(argument: Any, graph: dict[Any, Any], waiting: list[Lazy], inside: list[Inner]) -> Any:
+    """What stands for an argument in a task; what that needs comes to the graph, or to those that are to come there."""
+    # A function of its own: one that calls itself from inside of another keeps the graph alive until a garbage
+    # collection, and with it the futures of a whole batch.
+    if isinstance(argument, Lazy):
+        waiting.append(argument)
+        return TaskRef(argument.key)
+    if isinstance(argument, Inner):
+        graph.update(argument.shared)
+        inside.append(argument)
+        return TaskRef(argument.task.key)
+    if isinstance(argument, Delayed):
+        if argument.key not in graph:
+            graph.update(argument.dask)
+        return TaskRef(argument.key)
+    if isinstance(argument, list):
+        return List(*(_refer(item, graph, waiting, inside) for item in argument))
+    return argument
 
 
 def inner_calls(*calls: Lazy) -> list[Inner]:
@@ -135,6 +152,37 @@ def inner_calls(*calls: Lazy) -> list[Inner]:
         shared = {key: graph[key] for key in needed if key not in own}
         inner.append(Inner(Task.fuse(*map(graph.get, own)), shared, call.home))
     return inner
+
+
+def beside(calls: Sequence[Inner]) -> list[Inner]:
+    """The calls, to be made beside what a worker computes: while one waits for a disk, its core is not idle.
+
+    On a cluster a call that reads would hold the only thread of its worker, and nothing else be computed there.
+    Without one they are made as they are.
+    """
+    return [
+        replace(call, task=_beside(call.task), shared={key: _beside(node) for key, node in call.shared.items()})
+        for call in calls
+    ]
+
+
+def _beside(node: Any) -> Any:
+    if not isinstance(node, Task):  # values, futures and aliases stay as they are
+        return node
+    return Task(node.key, _call_beside, node.key, node.func, *node.args, **node.kwargs)
+
+
+def _call_beside(key: Any, function: Callable, *arguments: Any, **named: Any) -> Any:
+    if getattr(thread_state, "key", None) != key:  # no worker made this call a task of its own
+        return function(*arguments, **named)
+    from distributed import secede  # is there already, where a worker is
+
+    secede()
+    with _reads:
+        return function(*arguments, **named)
+
+
+_reads = BoundedSemaphore(READS_AT_ONCE)
 
 
 def _nodes(graph: Mapping[Any, Any]) -> dict[Any, Any]:
