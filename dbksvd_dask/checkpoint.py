@@ -16,6 +16,7 @@ from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.callbacks import Callback
 from dbksvd_dask.checkpoint_store import open_checkpoint, write_checkpoint
 from dbksvd_dask.dictionary import dictionary_of
+from dbksvd_dask.embeddings.places import placed
 from dbksvd_dask.fingerprint import Fingerprint, differences, fingerprint
 from dbksvd_dask.fit_state import BESIDES, FitState, plain, this_cpu, versions
 from dbksvd_dask.history import Iteration
@@ -42,7 +43,7 @@ class Checkpoint(Callback):
     def __init__(
         self, path: str | os.PathLike[str], every: int, fingerprints: Mapping[str, Fingerprint | None]
     ) -> None:
-        self._path = path
+        self._path = placed(path)  # also when somebody changes the folder meanwhile
         self._every = every
         self._fingerprints = fingerprints
         self._handler: Any = None
@@ -73,7 +74,7 @@ class Checkpoint(Callback):
             write_checkpoint(_dataset(model, self._every, self._fingerprints), self._path, model.n_iter_)
         except OSError as error:
             named = OSError(
-                f"the checkpoint of {model.n_iter_} iterations could not be written to {os.fspath(self._path)}: {error}"
+                f"the checkpoint of {model.n_iter_} iterations could not be written to {self._path}: {error}"
                 ". The fit has ended, and the model keeps what it has learned; make room there, or take another place"
             )
             named.errno = error.errno

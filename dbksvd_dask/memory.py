@@ -22,6 +22,7 @@ from dbksvd_dask.reprs import plan_html
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Worker
 
     from dbksvd_dask.training import Training
 
@@ -81,7 +82,8 @@ def plan_memory(
 
     Nothing is read or computed. The plan is an upper bound for every process and all iterations, with the tasks spread
     evenly over the workers; it does not know what a worker holds of other computations. On a cluster it is compared
-    with the share of ``memory_limit`` at which workers begin to spill (or pause), by this process's Dask configuration.
+    with the share of ``memory_limit`` at which the workers begin to spill or pause, by the settings they were started
+    with.
 
     Parameters
     ----------
@@ -153,21 +155,21 @@ def _resources() -> tuple[int, int, int | None]:
     if client is None:
         n_threads = 1 if get_scheduler() is dask.get else dask.config.get("num_workers", None) or CPU_COUNT
         return n_threads, n_threads, int(MEMORY_LIMIT)
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    if not workers:
+    threads = client.nthreads().values()
+    if not threads:
         raise ValueError("the cluster has no workers yet: wait for them with client.wait_for_workers(1)")
-    threads = [worker["nthreads"] for worker in workers]
-    limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
-    return max(threads), sum(threads), _before_spilling(min(limits)) if limits else None
+    limits = [limit for limit in client.run(_before_spilling).values() if limit is not None]
+    return max(threads), sum(threads), min(limits, default=None)
 
 
-def _before_spilling(limit: int) -> int:
-    """Bytes that a worker with such a memory limit may hold before Dask spills or pauses it."""
-    target, spill, pause = (
-        dask.config.get(f"distributed.worker.memory.{name}") for name in ("target", "spill", "pause")
-    )
-    whole = int(limit * min(spill or 1, pause or 1))
-    return min(whole, int(limit * target) + WORKER_PROCESS) if target else whole  # `target` is of data only
+def _before_spilling(dask_worker: Worker) -> int | None:
+    """Bytes that a worker may hold before Dask spills or pauses it, by its own settings."""
+    memory = dask_worker.memory_manager
+    if memory.memory_limit is None:
+        return None
+    whole = int(memory.memory_limit * min(memory.memory_spill_fraction or 1, memory.memory_pause_fraction or 1))
+    target = memory.memory_target_fraction  # of data only
+    return min(whole, int(memory.memory_limit * target) + WORKER_PROCESS) if target else whole
 
 
 def _advice(sizes: Sizes, needed: int, limit: int | None) -> str:

@@ -166,27 +166,47 @@ def test_a_plan_shows_its_parts():
     assert MemoryPlan({"process": 2**60}, 0, 0, None, "").fits
 
 
-def test_a_cluster_may_fill_its_workers_until_they_spill(cluster):
-    def limit(**shares):
-        with dask.config.set({f"distributed.worker.memory.{name}": share for name, share in shares.items()}):
-            return model().memory_plan(example()).limit
+@pytest.mark.parametrize(
+    ("target", "spill", "pause", "limit"),
+    [
+        (False, 0.5, 0.8, 2**30),
+        (False, False, 0.25, 2**29),
+        (False, False, False, 2**31),
+        (0.25, 0.7, 0.8, 2**29 + WORKER_PROCESS),  # `target` is of what it holds of data
+    ],
+)
+def test_workers_may_be_filled_until_they_spill_by_the_settings_that_they_have(target, spill, pause, limit):
+    assert limit_of_worker(target, spill, pause, "2 GiB") == limit
 
-    with cluster.as_current():
-        assert limit(target=False, spill=0.5, pause=0.8) == 2**30
-        assert limit(target=False, spill=False, pause=0.25) == 2**29
-        assert limit(target=False, spill=False, pause=False) == 2**31
-        assert limit(target=0.25, spill=0.7, pause=0.8) == 2**29 + WORKER_PROCESS  # of what it holds of data
+
+def test_workers_without_a_limit_may_hold_anything():
+    assert limit_of_worker(0.6, 0.7, 0.8, None) is None
+
+
+def limit_of_worker(target, spill, pause, memory_limit):
+    """What the plan says that a worker may hold which was started with such settings."""
+    shares = {"target": target, "spill": spill, "pause": pause}
+    options = {"processes": False, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
+    with dask.config.set({f"distributed.worker.memory.{name}": share for name, share in shares.items()}):
+        cluster = LocalCluster(n_workers=1, memory_limit=memory_limit, **options)
+    with cluster, Client(cluster):
+        return model().memory_plan(example()).limit
 
 
 # --- a fit keeps to it -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
-@pytest.mark.parametrize("parameters", [{}, {"inner_batch_size": 128, "shuffle": "chunks"}], ids=["all", "inner"])
+@pytest.mark.parametrize(
+    "parameters",
+    [{"n_components": 1024}, {"n_components": 64, "inner_batch_size": 32, "shuffle": "chunks"}],
+    ids=["many atoms", "many rows"],
+)
 def test_workers_hold_no_more_than_planned(cluster, parameters, tmp_path):
-    Y = np.random.default_rng(0).standard_normal((32_768, 1024), dtype=np.float32)
+    n_rows = 4096 if parameters["n_components"] == 1024 else 32_768
+    Y = np.random.default_rng(0).standard_normal((n_rows, 2048), dtype=np.float32)
     np.save(tmp_path / "Y.npy", Y)
-    fitting = DBKSVD(512, 5, batch_size=16_384, max_iter=2, init="random", random_state=0, **parameters)
+    fitting = DBKSVD(n_nonzero_coefs=3, batch_size=n_rows // 2, max_iter=2, init="random", random_state=0, **parameters)
     with cluster.as_current(), looking_at(cluster.run(os.getpid).values()) as peaks:
         plan = fitting.memory_plan(tmp_path / "Y.npy")
         fitting.fit(tmp_path / "Y.npy")
@@ -202,7 +222,7 @@ def looking_at(pids):
     peaks, done = dict.fromkeys(pids, 0), threading.Event()
 
     def look():
-        while not done.wait(0.005):
+        while not done.wait(0.02):
             for pid in peaks:
                 peaks[pid] = max(peaks[pid], psutil.Process(pid).memory_info().rss)
 
