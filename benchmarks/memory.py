@@ -1,11 +1,10 @@
 """Peak memory of workers over a store ten times as large as what they may hold together, as JSON.
 
-    python benchmarks/memory.py --n 9000000 --d 2304 --m 4096 --k 20 --batch-size 65536
+    python benchmarks/memory.py
 
 The store is float16 zarr of few distinct chunks, hard-linked to the names of all others, so that it takes little disk.
-A fit with `center=True`, which reads all of it, then walks over the first outer batches; with `--encode` the codes of
-all samples are written, too. A thread of this process reads the resident memory and the status of every worker all the
-while.
+A fit with `center=True`, which reads all of it, then walks over the first outer batches; and the codes of a part of the
+samples are written. A thread of this process reads the resident memory and the status of every worker all the while.
 """
 
 import json
@@ -23,12 +22,12 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import zarr
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Status
+from distributed import Client, Status
 
-from dbksvd_dask import DBKSVD, open_embeddings
+import dbksvd_dask as dbk
 
 DISTINCT_CHUNKS = 64
-SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 def write_embeddings(path: Path, n: int, d: int, rows_per_chunk: int) -> None:
@@ -48,48 +47,56 @@ def write_embeddings(path: Path, n: int, d: int, rows_per_chunk: int) -> None:
 
 
 class Watch:
-    """Looks at the workers of a cluster from outside, until it is closed."""
+    """Looks at the workers of a local cluster from outside, until it is closed."""
 
-    def __init__(self, cluster: LocalCluster) -> None:
-        self._scheduler = cluster.scheduler
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._scheduler = client.cluster.scheduler
         self._done = threading.Event()
-        self.peaks: dict[int, int] = {}
-        self.spilled = 0
-        self.statuses: set[str] = set()
-        self.restarted = False
-        self._pids = {worker.name: worker.pid for worker in cluster.workers.values()}
-        self._cluster = cluster
+        self._pids = client.run(os.getpid)
+        self._peaks = dict.fromkeys(self._pids.values(), 0)
+        self._spilled = 0
+        self._statuses: set[Status] = set()
+        self._killed = False
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self) -> Self:
         """Begin to look."""
+        self._start = perf_counter()
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Look no more."""
+        self._seconds = perf_counter() - self._start
         self._done.set()
         self._thread.join()
-        self.restarted = self._pids != {worker.name: worker.pid for worker in self._cluster.workers.values()}
+        self._killed = self._pids != self._client.run(os.getpid)
 
     def _look(self) -> None:
-        processes = {pid: psutil.Process(pid) for pid in self._pids.values()}
+        processes = {pid: psutil.Process(pid) for pid in self._peaks}
         while not self._done.wait(SECONDS_BETWEEN_LOOKS):
             for pid, process in processes.items():
                 if process.is_running():
-                    self.peaks[pid] = max(self.peaks.get(pid, 0), process.memory_info().rss)
+                    self._peaks[pid] = max(self._peaks[pid], process.memory_info().rss)
             for worker in list(self._scheduler.workers.values()):
-                self.statuses.add(worker.status.name)
-                self.spilled = max(self.spilled, worker.metrics.get("spilled_bytes", {}).get("disk", 0))
+                self._statuses.add(worker.status)
+                self._spilled = max(self._spilled, worker.metrics.get("spilled_bytes", {}).get("disk", 0))
 
     def report(self) -> dict[str, Any]:
         """What was seen."""
         return {
-            "peak_memory_mib": {name: round(self.peaks[pid] / 2**20) for name, pid in self._pids.items()},
-            "spilled_mib": round(self.spilled / 2**20),
-            "paused": Status.paused.name in self.statuses,
-            "killed": self.restarted,
+            "seconds": round(self._seconds, 1),
+            "peak_memory_mib": [mib(peak) for peak in self._peaks.values()],
+            "spilled_mib": mib(self._spilled),
+            "paused": Status.paused in self._statuses,
+            "killed": self._killed,
         }
+
+
+def mib(size: int) -> int:
+    """So many bytes in MiB."""
+    return round(size / 2**20)
 
 
 @click.command()
@@ -97,13 +104,13 @@ class Watch:
 @click.option("--d", default=2304, help="Features.")
 @click.option("--m", default=4096, help="Atoms.")
 @click.option("--k", default=20, help="Nonzero coefficients.")
-@click.option("--batch-size", default=65536, help="Samples of an outer batch.")
+@click.option("--batch-size", default=46_216, help="Samples of an outer batch: what the plan advises for 65,536.")
 @click.option("--rows-per-chunk", default=2048, help="Of the store.")
 @click.option("--iterations", default=4)
 @click.option("--workers", default=2, help="Processes.")
 @click.option("--threads", default=1, help="Of each worker.")
 @click.option("--memory-limit", default="2 GB", help="Of each worker.")
-@click.option("--encode", is_flag=True, help="Write the codes of all samples, too.")
+@click.option("--encode", default=500_000, help="Samples whose codes are written.")
 def main(
     n: int,
     d: int,
@@ -115,28 +122,21 @@ def main(
     workers: int,
     threads: int,
     memory_limit: str,
-    encode: bool,
+    encode: int,
 ) -> None:
     """Fit and encode more than fits in memory."""
     with tempfile.TemporaryDirectory() as folder:
-        path, codes_path = Path(folder) / "embeddings.zarr", Path(folder) / "codes.zarr"
-        write_embeddings(path, n, d, rows_per_chunk)
-        Y = open_embeddings(path)
-        options = {"n_workers": workers, "threads_per_worker": threads, "memory_limit": memory_limit}
-        with LocalCluster(**options, dashboard_address=":0") as cluster, Client(cluster):
-            model = DBKSVD(m, k, batch_size=batch_size, max_iter=iterations, center=True, random_state=0)
+        write_embeddings(Path(folder) / "embeddings.zarr", n, d, rows_per_chunk)
+        Y = dbk.open_embeddings(Path(folder) / "embeddings.zarr")
+        with dbk.cluster.local(workers, threads, memory_limit) as client:
+            model = dbk.DBKSVD(m, k, batch_size=batch_size, max_iter=iterations, center=True, random_state=0)
             plan = model.memory_plan(Y)
-            with Watch(cluster) as fitting:
-                start = perf_counter()
+            advice_for_default = dbk.DBKSVD(m, k, center=True).memory_plan(Y).advice
+            with Watch(client) as fitting:
                 model.fit(Y)
-                fit_seconds = perf_counter() - start
-            encoding = encode_seconds = None
-            if encode:
-                with Watch(cluster) as watch:
-                    start = perf_counter()
-                    model.dictionary_.encode(Y).to_zarr(codes_path)
-                    encode_seconds = round(perf_counter() - start, 1)
-                encoding = watch.report()
+            codes = model.dictionary_.encode(Y[:encode])
+            with Watch(client) as encoding:
+                codes.to_zarr(Path(folder) / "codes.zarr")
     history = model.history_
     click.echo(
         json.dumps(
@@ -146,21 +146,22 @@ def main(
                 "m": m,
                 "k": k,
                 "batch_size": batch_size,
+                "advice_for_65536": advice_for_default.splitlines(),
                 "store_gb": round(Y.nbytes / 1e9, 1),
                 "workers": workers,
                 "threads": threads,
-                "memory_limit_mib": round(parse_bytes(memory_limit) / 2**20),
-                "planned_mib": round(plan.per_worker / 2**20),
+                "memory_limit_mib": mib(parse_bytes(memory_limit)),
+                "may_hold_mib": plan.limit and mib(plan.limit),
+                "planned_mib": mib(plan.per_worker),
+                "parts_mib": {part: mib(size) for part, size in plan.worker.items()},
                 "fits": plan.fits,
-                "fit_seconds": round(fit_seconds, 1),
                 "fit": fitting.report(),
                 "history_peak_memory_mib": {
-                    stage: round(peak / 2**20)
-                    for stage, peak in history.peak_memory.max("iteration").to_series().items()
+                    stage: mib(peak) for stage, peak in history.peak_memory.max("iteration").to_series().items()
                 },
-                "iterations": [round(seconds, 2) for seconds in history.seconds.values.tolist()],
-                "encode_seconds": encode_seconds,
-                "encode": encoding,
+                "iteration_seconds": [round(seconds, 2) for seconds in history.seconds.values.tolist()],
+                "encoded_samples": encode,
+                "encoding": encoding.report(),
                 "python": platform.python_version(),
                 "versions": {name: version(name) for name in ("dbksvd-dask", "dask", "numpy", "zarr")},
             },

@@ -46,45 +46,57 @@ class Checkpoint(Callback):
         self._path = placed(path)  # also when somebody changes the folder meanwhile
         self._every = every
         self._fingerprints = fingerprints
-        self._handler: Any = None
+        self._handlers: dict[int, Any] = {}
+        self._signal: int | None = None
 
     def begin(self, model: Any, n_iterations: int) -> None:
-        """Have SIGTERM end the process in order, as batch systems mean it."""
+        """Have SIGTERM end the process in order, as batch systems mean it, and SIGINT the fit."""
         self._n_written = model.n_iter_
-        # Only there may a handler be set; and one that somebody else has set is not replaced.
-        if current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self._handler = signal.signal(signal.SIGTERM, _exit)
+        if current_thread() is not main_thread():
+            return  # only that one may set a handler
+        for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) is default:  # one that somebody else has set is not replaced
+                self._handlers[number] = signal.signal(number, self._end_by)
+
+    def _end_by(self, number: int, frame: Any) -> None:
+        self._signal = number
+        self._raise_signal()
+
+    def _raise_signal(self) -> None:
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)  # as shells report it
 
     def __call__(self, model: Any, iteration: Iteration) -> None:
         """Write one where it is due."""
         if model.n_iter_ % self._every == 0:
             self._write(model)
+        self._raise_signal()  # what is raised while Python collects garbage is lost
 
     def end(self, model: Any) -> None:
-        """Write one of the last iteration, if that has not been tried."""
+        """Write one of the last iteration, if that has not failed already."""
         try:
+            for number in self._handlers:
+                signal.signal(number, signal.SIG_IGN)  # an impatient second one would spoil it
             if model.n_iter_ > self._n_written:
                 self._write(model)
         finally:
-            if self._handler is not None:
-                signal.signal(signal.SIGTERM, self._handler)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def _write(self, model: Any) -> None:
         try:
             write_checkpoint(_dataset(model, self._every, self._fingerprints), self._path, model.n_iter_)
         except OSError as error:
+            self._n_written = model.n_iter_  # it would fail again
             named = OSError(
                 f"the checkpoint of {model.n_iter_} iterations could not be written to {self._path}: {error}"
                 ". The fit has ended, and the model keeps what it has learned; make room there, or take another place"
             )
             named.errno = error.errno
             raise named from error
-        finally:
-            self._n_written = model.n_iter_
-
-
-def _exit(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)  # as shells report it
+        self._n_written = model.n_iter_
 
 
 def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | None]) -> xr.Dataset:

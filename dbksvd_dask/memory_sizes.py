@@ -171,6 +171,8 @@ class Sizes:
             yield {"process": self.process, "rows for the mean": read * self.itemsize}
         tasks = {"tasks": self.n_threads * self.per_task, "reading": self.reading}
         yield stays | {"Gram matrix and its panels": self.assembling, "reading": self.reading}
+        if self.n_threads < self.all_threads:  # it is moved as it arrives, to where arrays may begin
+            yield stays | {"Gram matrix, received": 2 * self.gram, "reading": self.reading}
         encoded = stays | {"encoded chunks": self.encoded}
         yield encoded | {"Gram matrix": self.gram, "sums over chunks": self.sums} | tasks
         yield encoded | {"Krylov vectors": 2 * (self.n_passes - 1) * self.atoms, "sums over chunks": self.sums} | tasks

@@ -530,6 +530,66 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_fit_in_order(name, path):
     assert_same_fit(DBKSVD.resume(path, example()), model().fit(example()))
 
 
+SIGNALLED_WHILE_WRITING = """
+import os, signal, sys, zarr
+from small_fits import example, model
+
+n_objects = 0
+
+def set(self, *arguments, **options):
+    global n_objects
+    n_objects += 1
+    if 180 <= n_objects < 183:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, *arguments, **options)
+
+original, zarr.storage.LocalStore.set = zarr.storage.LocalStore.set, set
+fitting = model(checkpoint=sys.argv[1])
+try:
+    fitting.fit(example())
+finally:
+    print(fitting.n_iter_)
+"""
+
+
+def test_a_signal_while_a_checkpoint_is_written_loses_none(path):
+    ended = run(SIGNALLED_WHILE_WRITING, path)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert dbk.open_dictionary(path).provenance["n_iter"] == int(ended.stdout) < 6
+    assert not [name for name in os.listdir(path) if name.endswith(".partial")]
+    assert_same_fit(DBKSVD.resume(path, example()), model().fit(example()))
+
+
+SIGNAL_IN_A_COLLECTION = """
+import gc, os, signal, sys
+from small_fits import example, model
+
+def collected(phase, info):
+    if fitting and phase == "stop":
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+
+def collect(model, iteration):
+    if iteration.iteration == 2:
+        fitting.append(True)
+        gc.collect()
+        fitting.clear()
+
+fitting = []
+gc.callbacks.append(collected)
+print("went on after", model(checkpoint=sys.argv[1], callbacks=[collect]).fit(example()).n_iter_)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_python_loses_ends_the_fit_an_iteration_later(name, path):
+    ended = run(SIGNAL_IN_A_COLLECTION, path, name)
+    assert "Exception ignored in" in ended.stderr  # Python itself has taken it for an error of the callback
+    assert ended.stdout == ("went on after 4\n" if name == "SIGINT" else "")
+    assert ended.returncode == (0 if name == "SIGINT" else 128 + signal.SIGTERM)
+    assert dbk.open_dictionary(path).provenance["n_iter"] == 4
+
+
 def test_handlers_of_others_stay_and_ours_does_not(path):
     seen = []
     watched = model(checkpoint=path, callbacks=[lambda model, iteration: seen.append(signal.getsignal(signal.SIGTERM))])

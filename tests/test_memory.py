@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from small_fits import example, in_chunks, model
 
 from dbksvd_dask import DBKSVD, memory
 from dbksvd_dask.batches import OuterBatches
+from dbksvd_dask.encoding import Gram
 from dbksvd_dask.history import STAGES
 from dbksvd_dask.kernels.chunk import encode_with_residual
 from dbksvd_dask.kernels.costs import StageCosts, memory_of_process
@@ -130,6 +132,23 @@ def test_the_plan_counts_the_panels_of_many_atoms(max_coherence):
         first = panels[0].products
         arrays += [first, first > max_coherence, first]
     assert parts["Gram matrix and its panels"] == sum(array.nbytes for array in arrays)
+
+
+def test_the_plan_counts_a_gram_matrix_that_arrives_from_another_worker(cluster):
+    gram = Gram((np.zeros((4096, 4096), np.float32),), np.zeros(4096), np.zeros((0, 2), np.int64), StageCosts())
+    received, message = sent(gram)
+    assert not any(np.shares_memory(received.blocks[0], part) for part in message)  # both are there for a moment
+    with cluster.as_current():
+        parts = DBKSVD(4096, 1, batch_size=4096).memory_plan(zeros(4096, 4)).worker
+    assert parts["Gram matrix, received"] == sum(part.nbytes for part in message if part.nbytes >= MIB) * 2
+
+
+def sent(value):
+    """What a worker makes of a message, and the arrays in that, which begin at any byte."""
+    buffers = []
+    pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    message = [np.frombuffer(b"?" + buffer.raw(), np.uint8)[1:] for buffer in buffers]
+    return pickle.loads(pickled, buffers=message), message
 
 
 def test_chunks_of_a_store_stay_whole():

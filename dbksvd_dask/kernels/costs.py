@@ -44,7 +44,7 @@ class StageCosts:
 
         Memory is what the process holds when the stage ends; or its high-water mark, where that has risen meanwhile, so
         that arrays which were there for a moment only are not missed. What came and went below an earlier high-water
-        mark is not seen: the peak over all stages of a process is right, that of one stage may be too low.
+        mark is not seen, nor what did between tasks: a matrix that arrives from another worker is there twice.
         """
         start = perf_counter()
         yield
