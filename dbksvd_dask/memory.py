@@ -111,6 +111,7 @@ def plan_memory(
     held_out = da.empty((0, 0), data.dtype) if validation is None else validation.data
     pursuit, update = training.pursuit, training.update
     group_sizes = pursuit.group_sizes or (n_atoms,)
+    inner_batch_size = update.inner_batch_size or n_atoms
     n_threads, all_threads, limit = _resources()
     on_cluster = active_client() is not None
     sizes = Sizes(
@@ -127,7 +128,7 @@ def plan_memory(
         in_memory=_is_array(dict(data.dask)[data.name, 0, 0]),
         shuffle=batches.shuffle is not None,
         centers=training.mean is not None,
-        in_inner_batches=(update.inner_batch_size or n_atoms) < max(group_sizes),
+        updated_at_once=n_atoms if inner_batch_size >= max(group_sizes) else inner_batch_size,
         replaces_by_residuals=update.replace_unused == "residual",
         n_passes=update.n_passes,
         max_coherence=training.max_coherence is not None,

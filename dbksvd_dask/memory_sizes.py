@@ -47,7 +47,8 @@ class Sizes:
     """Whether its rows are those of the embeddings, as with a NumPy array."""
     shuffle: bool
     centers: bool
-    in_inner_batches: bool
+    updated_at_once: int
+    """Atoms of an inner batch; all of them, where there are none."""
     replaces_by_residuals: bool
     n_passes: int
     max_coherence: bool
@@ -66,6 +67,16 @@ class Sizes:
     def atoms(self) -> int:
         """Bytes of one vector for each atom."""
         return self.n_atoms * self.n_features * self.dtype.itemsize
+
+    @property
+    def in_inner_batches(self) -> bool:
+        """Whether atoms are updated some at a time."""
+        return self.updated_at_once < self.n_atoms
+
+    @property
+    def vectors(self) -> int:
+        """Bytes of one vector for each atom that is updated at a time."""
+        return self.updated_at_once * self.n_features * self.dtype.itemsize
 
     @property
     def gram(self) -> int:
@@ -131,7 +142,7 @@ class Sizes:
         """Bytes of sums over chunks that wait to be added up, and of those that are on their way."""
         levels = max(ceil(log(self.n_tasks, FAN_IN)), 1)
         arriving = FAN_IN if self.n_threads < self.all_threads else 1
-        return (min(self.n_tasks, levels * FAN_IN) + arriving) * self.atoms
+        return (min(self.n_tasks, levels * FAN_IN) + arriving) * self.vectors
 
     @property
     def per_task(self) -> int:
@@ -140,7 +151,7 @@ class Sizes:
         support = entries * (3 * INT32 + 3 * self.dtype.itemsize + 2 * FLOAT64)
         tile = self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
         copy = self.rows_of_task * self.n_features * self.dtype.itemsize if len(self.group_sizes) > 1 else 0
-        update = support + tile + copy + self.atoms
+        update = support + tile + copy + self.vectors
         products = ROWS_PER_BLOCK * max(self.group_sizes) * self.dtype.itemsize + tile
         return max(update, products)
 
@@ -175,9 +186,12 @@ class Sizes:
             yield stays | {"Gram matrix, received": 2 * self.gram, "reading": self.reading}
         encoded = stays | {"encoded chunks": self.encoded}
         yield encoded | {"Gram matrix": self.gram, "sums over chunks": self.sums} | tasks
-        yield encoded | {"Krylov vectors": 2 * (self.n_passes - 1) * self.atoms, "sums over chunks": self.sums} | tasks
+        done = self.atoms if self.in_inner_batches else 0  # new atoms wait until all are there, and are put together
+        krylov = 2 * (self.n_passes - 1) * self.vectors + done
+        yield encoded | {"Krylov vectors": krylov, "sums over chunks": self.sums} | tasks
+        last = (2 * self.n_passes + 1) * self.vectors
         step = 3 * self.n_features * max(self.group_sizes) * FLOAT64  # of all atoms at once, against overshooting
-        yield encoded | {"Krylov vectors": (2 * self.n_passes + 1) * self.atoms + step, "reading": self.reading}
+        yield encoded | {"Krylov vectors": last + (2 * done or step), "reading": self.reading}
 
     @property
     def per_worker(self) -> int:
