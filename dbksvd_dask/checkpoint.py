@@ -1,6 +1,7 @@
 """Checkpoints of a fit: written while it goes on, and read to go on with it."""
 
 import json
+import operator
 import os
 import signal
 import warnings
@@ -14,12 +15,12 @@ import xarray as xr
 
 from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.callbacks import Callback
-from dbksvd_dask.checkpoint_store import open_checkpoint, write_checkpoint
+from dbksvd_dask.checkpoint_store import checkpoint_place, open_checkpoint, write_checkpoint
 from dbksvd_dask.dictionary import dictionary_of
-from dbksvd_dask.embeddings.places import placed
 from dbksvd_dask.fingerprint import Fingerprint, differences, fingerprint
-from dbksvd_dask.fit_state import BESIDES, FitState, plain, this_cpu, versions
+from dbksvd_dask.fit_state import BESIDES, SAME_BITS, FitState, plain, this_cpu, versions
 from dbksvd_dask.history import Iteration
+from dbksvd_dask.retry import DISK_FULL
 from dbksvd_dask.training import State
 
 _ARRAYS = ("init", "fixed_atoms", "known_atoms")
@@ -43,7 +44,7 @@ class Checkpoint(Callback):
     def __init__(
         self, path: str | os.PathLike[str], every: int, fingerprints: Mapping[str, Fingerprint | None]
     ) -> None:
-        self._path = placed(path)  # also when somebody changes the folder meanwhile
+        self._path = checkpoint_place(path)  # also when somebody changes the folder meanwhile
         self._every = every
         self._fingerprints = fingerprints
         self._handlers: dict[int, Any] = {}
@@ -78,7 +79,7 @@ class Checkpoint(Callback):
         """Write one of the last iteration, if that has not failed already."""
         try:
             for number in self._handlers:
-                signal.signal(number, signal.SIG_IGN)  # an impatient second one would spoil it
+                signal.signal(number, _pass)  # an impatient second one would spoil it
             if model.n_iter_ > self._n_written:
                 self._write(model)
         finally:
@@ -90,13 +91,20 @@ class Checkpoint(Callback):
             write_checkpoint(_dataset(model, self._every, self._fingerprints), self._path, model.n_iter_)
         except OSError as error:
             self._n_written = model.n_iter_  # it would fail again
+            advice = "make room there, or take another place" if error.errno in DISK_FULL else "may it write there?"
+            if isinstance(error, FileNotFoundError | FileExistsError):
+                advice = "does another fit write there?"
             named = OSError(
                 f"the checkpoint of {model.n_iter_} iterations could not be written to {self._path}: {error}"
-                ". The fit has ended, and the model keeps what it has learned; make room there, or take another place"
+                f". The fit has ended, and the model keeps what it has learned; {advice}"
             )
             named.errno = error.errno
             raise named from error
         self._n_written = model.n_iter_
+
+
+def _pass(number: int, frame: Any) -> None:
+    """Not SIG_IGN, which processes that are started meanwhile would inherit."""
 
 
 def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | None]) -> xr.Dataset:
@@ -153,6 +161,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
     provenance = dictionary.provenance
     try:
         facts = json.loads(dataset.attrs["checkpoint"])
+        n_iter, n_fixed = operator.index(facts["iteration"]), operator.index(facts["n_fixed"])
+        if n_iter != provenance["n_iter"] or not 0 <= n_fixed < dictionary.n_atoms:
+            raise ValueError(f"it is of {n_iter} iterations with {n_fixed} fixed atoms")
+        fingerprints = {name: facts["fingerprints"][name] for name in ("Y", "validation")}
         latest = dataset["latest_atoms"].values if "latest_atoms" in dataset else dictionary.atoms
         learned = LearnedAtoms(latest, dictionary.atoms, dataset["n_averaged"].values)
         parameters = dict(provenance["parameters"])
@@ -160,9 +172,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
             parameters,
             provenance["seed"],
             dictionary.mean,
-            facts["n_fixed"],
+            n_fixed,
             dictionary.group_sizes,
-            State(learned, facts["iteration"], provenance["n_samples_seen"]),
+            State(learned, n_iter, operator.index(provenance["n_samples_seen"])),
             _iterations(dictionary.history),
             dictionary.labels,
             facts["fitted_at"],
@@ -170,9 +182,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
         arrays = {name: dataset[_PREFIX + name].values for name in _ARRAYS if _PREFIX + name in dataset}
         if isinstance(parameters["random_state"], str):  # a generator, of which the seed was drawn
             parameters = parameters | {"random_state": None}
-        described = provenance["versions"], provenance["cpu"]
-        return SavedFit(fit_state, parameters | arrays, facts["checkpoint_every"], facts["fingerprints"], *described)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        described = dict(provenance["versions"]), str(provenance["cpu"])
+        return SavedFit(fit_state, parameters | arrays, facts["checkpoint_every"], fingerprints, *described)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not a complete checkpoint: {error!r}") from error
 
 
@@ -209,7 +221,7 @@ def check_same_fit(saved: SavedFit, defaults: Mapping[str, Any], expected: Mappi
         if name not in BESIDES and not _equal(value, saved.parameters[name])
     ]
     here = versions()
-    computing = [name for name in here if name != "dask"]  # which moves data, and computes nothing
+    computing = "dbksvd-dask", *SAME_BITS
     differing += [
         f"{name} is {here[name]}, but the fit had {saved.versions.get(name)}: install that"
         for name in computing

@@ -6,10 +6,12 @@ Each of them is a whole store or none at all, so the newest one that opens is wh
 import os
 import re
 import warnings
+from pathlib import Path
 
 import xarray as xr
 
-from dbksvd_dask.store import ROOT, child_names, open_store, publish_store, remove_store, store_kind
+from dbksvd_dask.embeddings.places import is_url, placed
+from dbksvd_dask.store import ROOT, check_target, child_names, open_store, publish_store, remove_store, store_kind
 
 KIND = "checkpoint"
 """What `store_kind` says of the folder; what is in it are dictionaries."""
@@ -20,6 +22,12 @@ KEPT = 2
 
 _NAME = re.compile(r"iteration-\d{6,}")
 _DEBRIS = re.compile(r"\.iteration-\d{6,}\.\w+\.partial")
+
+
+def checkpoint_place(path: str | os.PathLike[str]) -> str:
+    """Where checkpoints lie: an absolute path, that which a link leads to, or a URL."""
+    place = placed(path)
+    return str(Path(place).resolve()) if os.path.islink(place) else place
 
 
 def check_new_checkpoint(path: str | os.PathLike[str]) -> None:
@@ -37,6 +45,9 @@ def check_new_checkpoint(path: str | os.PathLike[str]) -> None:
         )
     if not ours and (child_names(path) or os.path.isfile(path)):
         raise FileExistsError(f"{os.fspath(path)} is no checkpoint, so it is not written to: choose another path")
+    place = checkpoint_place(path)
+    if not ours and not is_url(place):
+        check_target(f"{place}/{ROOT}" if os.path.isdir(place) else place, KIND, overwrite=False)
 
 
 def write_checkpoint(dataset: xr.Dataset, path: str | os.PathLike[str], n_iter: int) -> None:
@@ -47,10 +58,13 @@ def write_checkpoint(dataset: xr.Dataset, path: str | os.PathLike[str], n_iter: 
     dataset : xarray.Dataset
         With the variables and attributes `NEEDED`, and all that a dictionary has.
     path : path or URL
+        As `checkpoint_place` gives it.
     n_iter : int
         Iterations that it is of.
     """
     if store_kind(path) != KIND:
+        if os.path.isdir(path):
+            os.rmdir(path)  # an empty one, which the store takes the place of
         publish_store(xr.Dataset(), path, KIND)
     name = f"iteration-{n_iter:06d}"
     if name in child_names(path):  # damaged, or the fit was resumed from the one before

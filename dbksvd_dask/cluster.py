@@ -16,12 +16,11 @@ from distributed.diagnostics import nvml
 
 from dbksvd_dask.cluster_arguments import check_address, check_count, check_security, check_timeout, checked_bytes
 from dbksvd_dask.cluster_settings import SETTINGS, SLURM_SETTINGS, chosen, environment, variables
-from dbksvd_dask.fit_state import this_cpu
+from dbksvd_dask.fit_state import SAME_BITS, this_cpu
 
 __all__ = ["SETTINGS", "SLURM_SETTINGS", "connect", "cuda", "environment", "local", "slurm"]
 
 _LOOPBACK = "127.0.0.1:0"  # Dask takes ":0" for every network of the machine
-_SAME_BITS = "numpy", "scipy", "numba"
 
 
 def local(
@@ -84,8 +83,17 @@ def local(
         )
     in_force = chosen(SETTINGS, settings)
     options = {"dashboard_address": _LOOPBACK, "security": security, "config": in_force} | options
+    if not options.pop("processes", True):
+        raise ValueError("processes=False: threads of this process compute where there is no client at all")
     with dask.config.set(in_force):
-        return _owner(LocalCluster(n_workers=n_workers, threads_per_worker=threads_per_worker, **options))
+        try:
+            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=threads_per_worker, **options)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the processes did not start ({error}): in a script the client is made under "
+                'if __name__ == "__main__", since they import the script; and options are those of LocalCluster'
+            ) from error
+    return _owner(cluster)
 
 
 def connect(address: str, *, security: Security | None = None, timeout: float | str = "10s", **options: Any) -> Client:
@@ -280,7 +288,7 @@ def _check_versions(client: Client) -> None:
         if there != here:
             found = f"dbksvd_dask {there}" if isinstance(there, str) else "no dbksvd_dask"
             raise RuntimeError(f"worker {worker} has {found}: pip install dbksvd-dask=={here} there, as here")
-    for package in _SAME_BITS:
+    for package in SAME_BITS:
         here = version(package)
         others = {there for there in client.run(version, package, on_error="return").values() if there != here}
         if others:

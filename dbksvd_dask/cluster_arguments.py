@@ -25,7 +25,7 @@ def check_count(name: str, value: Any, least: int) -> None:
 def checked_bytes(name: str, amount: Any) -> int:
     """As a number, once a worker can live on it."""
     try:
-        n_bytes = int(parse_bytes(amount))
+        n_bytes = int(amount if isinstance(amount, Integral) else parse_bytes(amount))
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{name}={amount!r} must be bytes, as '4 GB'") from error
     if n_bytes < LEAST_MEMORY:
@@ -36,7 +36,7 @@ def checked_bytes(name: str, amount: Any) -> int:
 
 def check_security(security: Any) -> None:
     """Refuse what holds no certificates."""
-    if not (security is None or isinstance(security, bool | Security)):
+    if not (security is None or security is True or isinstance(security, Security)):
         raise TypeError(f"security={security!r} must be a distributed.Security, True for temporary ones, or None")
 
 

@@ -64,8 +64,12 @@ def variables(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def chosen(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Each of our settings, or what the user wants in its place, and what else he wants."""
+    if not isinstance(theirs, Mapping | None):
+        raise TypeError(f"settings={theirs!r} must be a mapping of names of Dask's settings to values")
     theirs = dict(theirs or {})
     for key in theirs:
+        if not isinstance(key, str) or isinstance(theirs[key], Mapping):
+            raise TypeError(f"settings names {key!r}: write names in full, as 'distributed.worker.memory.pause'")
         if dask.config.get(key, _UNKNOWN) is _UNKNOWN:
             raise ValueError(f"settings names {key!r}, which is no setting of Dask: see its configuration reference")
     defaults, written = dask.config.merge(*dask.config.defaults), dask.config.collect()

@@ -477,7 +477,7 @@ def dictionary_of(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Dictiona
     texts = dataset["label"].values.tolist() if "label" in dataset.data_vars else []
     try:
         provenance = json.loads(dataset.attrs["provenance"])
-    except json.JSONDecodeError as error:
+    except (TypeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the provenance of {path} is not JSON: {error}") from error
     return Dictionary(
         dataset.atoms.values,

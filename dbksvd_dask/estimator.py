@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from dbksvd_dask import fitting
 from dbksvd_dask.batches import read_in_order
 from dbksvd_dask.checkpoint import SavedFit, check_same_fit, read_checkpoint
+from dbksvd_dask.checkpoint_store import checkpoint_place
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings.opening import Source
@@ -421,6 +422,12 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """The model as a checkpoint has it, and the rest of the checkpoint."""
         saved = read_checkpoint(path)
         check_same_fit(saved, cls(1, 1).get_params(), expected)
+        other = expected.get("checkpoint", path)
+        if checkpoint_place(other) != checkpoint_place(path):
+            raise ValueError(
+                f"checkpoint={other!r}, but the fit goes on to write to {os.fspath(path)}: copy that, and resume the "
+                "copy"
+            )
         every = expected.get("checkpoint_every", saved.checkpoint_every)
         model = cls(**saved.parameters, callbacks=callbacks, checkpoint=path, checkpoint_every=every)
         model._validate_params()

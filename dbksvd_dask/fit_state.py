@@ -15,6 +15,9 @@ import xarray as xr
 from dbksvd_dask.history import Iteration, history_dataset
 from dbksvd_dask.training import State
 
+SAME_BITS = ("numba", "numpy", "scipy")
+"""Packages that compute; another version of one of them may compute other last bits."""
+
 BESIDES = ("callbacks", "checkpoint", "checkpoint_every")
 """Parameters that the atoms do not depend on."""
 
@@ -91,4 +94,4 @@ def this_cpu() -> str:
 
 def versions() -> dict[str, str]:
     """Of this package and of those that compute."""
-    return {name: version(name) for name in ("dbksvd-dask", "dask", "numba", "numpy")}
+    return {name: version(name) for name in ("dbksvd-dask", "dask", *SAME_BITS)}

@@ -134,6 +134,49 @@ def plan(model: "DBKSVD", Y: Source, validation: Source | None) -> MemoryPlan:
     return plan_memory(embeddings, held_out, training, batches, int(model.n_components), dtype)
 
 
+def begin(model: "DBKSVD", embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
+    """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
+    dtype = _precision(model, embeddings)
+    seed = int(check_random_state(model.random_state).randint(np.iinfo(np.int32).max))
+    known = known_atoms(model, dtype)
+    model.__dict__.pop("_fit_state", None)
+    if model.center and mean is None:
+        mean = replayed(partial(embeddings_mean, embeddings.data, dtype), "the mean of the embeddings")
+    model._fit_state = _new_state(model, seed, mean)
+    model.mean_ = mean
+    model.n_iter_ = 0
+    return known
+
+
+def training_of_fit(model: "DBKSVD", n_samples: int) -> Training:
+    """What stays the same over a fit of so many samples."""
+    return _training(
+        model,
+        # Where all iterations see one and the same batch, it has no noise to average away.
+        average=model.average and n_samples > model.batch_size,
+        first_flat=model.max_iter - round(float(model.flat_share) * int(model.max_iter)),
+    )
+
+
+def batches_of(model: "DBKSVD", embeddings: xr.DataArray) -> OuterBatches:
+    """The outer batches from here on: an epoch begins."""
+    first_iteration = len(model._fit_state.iterations)
+    return OuterBatches(embeddings.data, int(model.batch_size), model.shuffle, model._fit_state.seed, first_iteration)
+
+
+def begin_atoms(model: "DBKSVD", batches: OuterBatches, known: np.ndarray, training: Training) -> np.ndarray:
+    """The dictionary to begin with."""
+    init = model.init if isinstance(model.init, str) else "samples"
+    start = partial(first_atoms, batches, int(model.n_components), init, known, training)
+    return replayed(start, "the first dictionary")
+
+
+def go_on_from(model: "DBKSVD", state: State, iteration: Iteration) -> None:
+    """Note that an iteration has ended."""
+    model._fit_state.go_on_from(state, iteration)
+    model.n_iter_ += 1
+
+
 @contextmanager
 def _unchanged_unless_iterated(model: "DBKSVD") -> Iterator[None]:
     """Leave the model as it was, if what happens inside fails before the first iteration has ended."""
@@ -154,20 +197,6 @@ def _unchanged_unless_iterated(model: "DBKSVD") -> Iterator[None]:
         raise
     finally:
         _being_fitted.discard(model)
-
-
-def begin(model: "DBKSVD", embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
-    """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
-    dtype = _precision(model, embeddings)
-    seed = int(check_random_state(model.random_state).randint(np.iinfo(np.int32).max))
-    known = known_atoms(model, dtype)
-    model.__dict__.pop("_fit_state", None)
-    if model.center and mean is None:
-        mean = replayed(partial(embeddings_mean, embeddings.data, dtype), "the mean of the embeddings")
-    model._fit_state = _new_state(model, seed, mean)
-    model.mean_ = mean
-    model.n_iter_ = 0
-    return known
 
 
 def _precision(model: "DBKSVD", embeddings: xr.DataArray) -> np.dtype:
@@ -196,29 +225,6 @@ def _training(model: "DBKSVD", average: bool, first_flat: int | None = None) -> 
     pursuit = replace(model._pursuit, group_sizes=model._fit_state.group_sizes)
     mean, seed = model._fit_state.mean, model._fit_state.seed
     return Training(pursuit, update, mean, seed, average, model.max_coherence, first_flat)
-
-
-def training_of_fit(model: "DBKSVD", n_samples: int) -> Training:
-    """What stays the same over a fit of so many samples."""
-    return _training(
-        model,
-        # Where all iterations see one and the same batch, it has no noise to average away.
-        average=model.average and n_samples > model.batch_size,
-        first_flat=model.max_iter - round(model.flat_share * model.max_iter),
-    )
-
-
-def batches_of(model: "DBKSVD", embeddings: xr.DataArray) -> OuterBatches:
-    """The outer batches from here on: an epoch begins."""
-    first_iteration = len(model._fit_state.iterations)
-    return OuterBatches(embeddings.data, int(model.batch_size), model.shuffle, model._fit_state.seed, first_iteration)
-
-
-def begin_atoms(model: "DBKSVD", batches: OuterBatches, known: np.ndarray, training: Training) -> np.ndarray:
-    """The dictionary to begin with."""
-    init = model.init if isinstance(model.init, str) else "samples"
-    start = partial(first_atoms, batches, int(model.n_components), init, known, training)
-    return replayed(start, "the first dictionary")
 
 
 def _iterate(
@@ -256,12 +262,6 @@ def _iterate(
         except BaseException:
             model.stopped_by_ = "error"
             raise
-
-
-def go_on_from(model: "DBKSVD", state: State, iteration: Iteration) -> None:
-    """Note that an iteration has ended."""
-    model._fit_state.go_on_from(state, iteration)
-    model.n_iter_ += 1
 
 
 def _group_sizes(model: "DBKSVD") -> tuple[int, ...]:

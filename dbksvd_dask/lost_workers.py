@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from dbksvd_dask.graph import active_client
 
@@ -29,6 +30,8 @@ _TELLING = re.compile(
 )
 
 T = TypeVar("T")
+
+_housing: WeakSet = WeakSet()  # clients whose scheduler has the plugin
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ def replayed(attempt: Callable[[], T], what: str) -> T:
     client = active_client()
     if client is None:
         return attempt()
+    _house_the_homeless(client)
     start, n_replays = time(), 0
     while True:
         try:
@@ -82,13 +86,35 @@ def replayed(attempt: Callable[[], T], what: str) -> T:
             logger.warning("%s begins again (%d of %d at most): %s", what, n_replays, MOST_REPLAYS, _in_short(error))
 
 
+def check_connected(client: Any, what: str) -> None:
+    """Refuse to compute without the client that the rows are read with.
+
+    Raises
+    ------
+    WorkersLost
+        If it was closed, or lost its scheduler.
+    """
+    if client is not None and not _is_connected(client):
+        raise WorkersLost(_lost_scheduler(client, what))
+
+
+def _house_the_homeless(client: Any) -> None:
+    if client not in _housing:
+        from dbksvd_dask.homeless import Homeless  # which needs `distributed`
+
+        with suppress(Exception):  # no connection: the attempt itself will fail
+            client.register_plugin(Homeless())
+            _housing.add(client)
+
+
 def _is_loss(error: Exception, client: Any) -> bool:
     """Whether it was raised by Dask because a worker or the scheduler is gone; a task may raise anything else."""
     # Where there is no cluster, `distributed` need not be imported.
     from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
-    from distributed.scheduler import KilledWorker, NoWorkerError
+    from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
-    losses = KilledWorker, NoWorkerError, FutureCancelledError, FuturesCancelledError, ClosedClientError
+    of_client = FutureCancelledError, FuturesCancelledError, ClosedClientError
+    losses = KilledWorker, NoWorkerError, NoValidWorkerError, *of_client
     return isinstance(error, losses) or (isinstance(error, OSError) and client.status != "running")
 
 

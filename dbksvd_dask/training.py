@@ -18,14 +18,14 @@ from dask.delayed import Delayed
 from dbksvd_dask.averaging import LearnedAtoms
 from dbksvd_dask.batches import OuterBatches, read_in_order
 from dbksvd_dask.encoding import EncodingStatistics, evaluate_chunks, share_dictionary
-from dbksvd_dask.graph import delayed_of, task, tree_sum, without_size_warning
+from dbksvd_dask.graph import active_client, delayed_of, task, tree_sum, without_size_warning
 from dbksvd_dask.history import COHERENCE_BINS, QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Pursuit
-from dbksvd_dask.lost_workers import replayed
+from dbksvd_dask.lost_workers import check_connected, replayed
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class Reading:
         self._batches = batches
         self._validation = validation
         self._stop = stop
+        self.client = active_client()
         self._context = contextvars.copy_context()  # holds which client is the current one
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self.forget()
@@ -164,6 +165,7 @@ def advance(reading: Reading, training: Training, state: State) -> tuple[State, 
             reading.forget()  # the workers that held them may be gone
             raise
 
+    check_connected(reading.client, f"iteration {state.iteration}")
     return replayed(attempt, f"iteration {state.iteration}")
 
 

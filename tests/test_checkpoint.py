@@ -24,7 +24,7 @@ HELD_OUT = example(seed=0)[:30] + 0.01
 FITS = {
     "all at once": {},
     "inner batches": {"inner_batch_size": 4},
-    "groups": {"matryoshka": [4, 8]},
+    "groups": {"matryoshka": [4, 8], "flat_share": np.float32(0.35), "max_iter": 10},
     "shuffled and centred": {"shuffle": "chunks", "center": True},
     "one batch, not averaged": {"batch_size": 200},
     "atoms known and fixed": {"fixed_atoms": np.eye(8)[:2], "known_atoms": np.eye(8)[2:4], "dtype": np.float64},
@@ -281,8 +281,8 @@ def resumed_with(Y=None, *, validation=HELD_OUT, **expected):
     return lambda path: DBKSVD.resume(path, example() if Y is None else Y, validation=validation, **expected)
 
 
-def as_if(**other):
-    """With other versions than the fit had."""
+def as_if(facts=None, **other):
+    """With other versions than the fit had, or other facts in its checkpoints."""
 
     def resume(path):
         for name in os.listdir(path):
@@ -293,6 +293,9 @@ def as_if(**other):
                 provenance |= other.get("provenance", {})
                 provenance["versions"] |= other.get("versions", {})
                 stored["attributes"]["provenance"] = json.dumps(provenance)
+                if facts is not None:
+                    told = json.loads(stored["attributes"]["checkpoint"])
+                    stored["attributes"]["checkpoint"] = json.dumps(facts | told | facts)
                 metadata.write_text(json.dumps(stored))
         return DBKSVD.resume(path, example(), validation=HELD_OUT)
 
@@ -319,6 +322,7 @@ REFUSED = {
     ),
     "several": (resumed_with(n_components=9, center=True), ValueError, "n_components=9, .* 12; center=True, .* False"),
     "array for a name": (resumed_with(init=np.eye(8)), ValueError, r"init=an array of shape \(8, 8\), .* 'samples'"),
+    "another place": (resumed_with(checkpoint="other.zarr"), ValueError, "but the fit goes on to write to .*fit.zarr"),
     "no parameter": (resumed_with(n_atoms=12), TypeError, "n_atoms: no parameter of DBKSVD"),
     "no embeddings": (resumed_with("nowhere.npy"), FileNotFoundError, "nowhere.npy"),
     "another version": (
@@ -334,6 +338,22 @@ REFUSED = {
         "warp: no parameter of DBKSVD, or of this version",
     ),
 }
+
+
+TAMPERED = {
+    "iteration": {"iteration": 99},
+    "no number": {"iteration": "x"},
+    "fixed atoms": {"n_fixed": -5},
+    "no fingerprints": {"fingerprints": {}},
+    "fingerprints of nothing": {"fingerprints": None},
+}
+
+
+@pytest.mark.parametrize("facts", TAMPERED.values(), ids=TAMPERED)
+def test_a_checkpoint_that_is_none_is_named(facts, path):
+    stopped(path, 2)
+    with pytest.raises(ValueError, match=r"fit.zarr is not a complete checkpoint"):
+        as_if(facts)(path)
 
 
 @pytest.mark.parametrize(("resume", "error", "message"), REFUSED.values(), ids=REFUSED)
@@ -368,6 +388,21 @@ def test_a_fit_does_not_begin_where_there_is_something(path, tmp_path):
         with pytest.raises(FileExistsError, match=rf"{name} is no checkpoint"):
             model(checkpoint=tmp_path / name).fit(example())
     assert sorted(os.listdir(tmp_path / "folder")) == ["mine"]
+    with pytest.raises(NotADirectoryError, match=r"file is not a folder"):
+        model(checkpoint=tmp_path / "file" / "fit.zarr").fit(example())
+    with pytest.raises(ValueError, match="memory:// names no place"):
+        model(checkpoint="memory://").fit(example())
+
+
+@pytest.mark.parametrize("there", ["an empty folder", "a link to one", "a link to nothing"])
+def test_a_fit_may_begin_in_a_place_that_was_made_for_it(there, path, tmp_path):
+    if there != "an empty folder":
+        path.symlink_to(tmp_path / "elsewhere")
+    if there != "a link to nothing":
+        (tmp_path / "elsewhere").mkdir() if path.is_symlink() else path.mkdir()
+    stopped(path, 2)
+    assert path.is_symlink() == (there != "an empty folder")
+    assert DBKSVD.resume(path, example(), validation=HELD_OUT).n_iter_ == 6
 
 
 @pytest.mark.parametrize("there", ["nothing", "an empty folder", "a dictionary", "a file"])

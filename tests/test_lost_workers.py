@@ -82,6 +82,38 @@ def test_a_fit_outlives_its_workers(killed, delay, path, undisturbed, two_worker
     assert_same_bits(model, undisturbed)
 
 
+def slowly(block):
+    time.sleep(0.2)
+    return block
+
+
+def test_a_fit_outlives_all_its_workers_while_they_read(path):
+    """Tasks that become ready while there is no worker wait for one of those that are gone, as far as Dask goes."""
+    rows = da.from_array(np.load(path), chunks=(1000, -1))
+    parameters = PARAMETERS | {"batch_size": 20_000, "max_iter": 2}
+    expected = DBKSVD(**parameters).fit(rows)
+    with workers(2) as cluster, Client(cluster):
+        timer = Timer(0.7, kill, (cluster, 0, 1))
+        timer.start()
+        model = DBKSVD(**parameters).fit(rows.map_blocks(slowly, meta=np.empty((0, 0), np.float32)))
+        timer.join()
+    np.testing.assert_array_equal(model.components_, expected.components_)
+
+
+def test_a_client_that_is_closed_between_iterations_is_named(path):
+    # Dask forgets to take back that it is to compute on a cluster.
+    with workers(1) as cluster, dask.config.set(scheduler=None):
+        client = Client(cluster)
+
+        def close(model, iteration):
+            client.close()
+
+        model = DBKSVD(**PARAMETERS, max_iter=5, callbacks=[close])
+        with pytest.raises(WorkersLost, match=r"iteration 1 failed, because the connection to the Dask scheduler"):
+            model.fit(path)
+    assert model.n_iter_ == 1
+
+
 def test_a_fit_outlives_its_only_worker(path, undisturbed):
     with workers(1) as cluster, Client(cluster):
 

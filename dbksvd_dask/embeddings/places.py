@@ -30,7 +30,7 @@ def placed(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     ValueError
-        If `path` is empty.
+        If `path` is empty, or a URL without a path.
 
     Examples
     --------
@@ -40,6 +40,8 @@ def placed(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if not text:
         raise ValueError("the path is empty: name a folder or a file")
+    if is_url(text) and not text.partition("://")[2].strip("/"):
+        raise ValueError(f"{text} names no place: put a path behind it")
     if is_url(text) and text.partition("://")[0].lower() not in ("file", "local"):
         return text.rstrip("/")
     local = Path(LocalFileSystem._strip_protocol(text) if is_url(text) else text)
