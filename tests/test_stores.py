@@ -199,7 +199,7 @@ def test_plain_xarray_opens_a_dictionary_and_shows_everything(learned, tmp_path)
     assert provenance["parameters"]["n_components"] == N_ATOMS
     assert provenance["parameters"]["center"] is True
     assert (provenance["n_iter"], provenance["stopped_by"]) == (4, "max_iter")
-    assert set(provenance["versions"]) == {"dbksvd-dask", "dask", "numba", "numpy"}
+    assert set(provenance["versions"]) == {"dbksvd-dask", "dask", "numba", "numpy", "scipy"}
 
 
 def test_plain_xarray_opens_codes_and_shows_everything(tmp_path):
