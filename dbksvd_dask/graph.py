@@ -29,7 +29,8 @@ FAN_IN = 4
 READS_AT_ONCE = 4
 """Chunks that one process reads at a time beside what it computes."""
 
-_SPAN = {"name": ("dbksvd",), "ids": (uuid4().hex,)}
+SPAN_NAME = ("dbksvd",)
+_SPAN = {"name": SPAN_NAME, "ids": (uuid4().hex,)}
 """All tasks of this process are one span: `distributed` begins one for each graph, and keeps them all for ever."""
 
 

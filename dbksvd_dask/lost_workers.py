@@ -31,7 +31,7 @@ _TELLING = re.compile(
 
 T = TypeVar("T")
 
-_housing: WeakSet = WeakSet()  # clients whose scheduler has the plugin
+_kept: WeakSet = WeakSet()  # clients whose scheduler has the plugin
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def replayed(attempt: Callable[[], T], what: str) -> T:
     client = active_client()
     if client is None:
         return attempt()
-    _house_the_homeless(client)
+    _keep_house(client)
     start, n_replays = time(), 0
     while True:
         try:
@@ -98,13 +98,13 @@ def check_connected(client: Any, what: str) -> None:
         raise WorkersLost(_lost_scheduler(client, what))
 
 
-def _house_the_homeless(client: Any) -> None:
-    if client not in _housing:
-        from dbksvd_dask.homeless import Homeless  # which needs `distributed`
+def _keep_house(client: Any) -> None:
+    if client not in _kept:
+        from dbksvd_dask.housekeeping import Housekeeping  # which needs `distributed`
 
         with suppress(Exception):  # no connection: the attempt itself will fail
-            client.register_plugin(Homeless())
-            _housing.add(client)
+            client.register_plugin(Housekeeping())
+            _kept.add(client)
 
 
 def _is_loss(error: Exception, client: Any) -> bool:
