@@ -82,7 +82,10 @@ class StopOnPlateau(Callback):
 
     def catch_up(self, model: Any, iterations: Sequence[Iteration]) -> bool:
         """Wait as long as if it had seen them."""
-        return [self(model, iteration) for iteration in iterations][-1]
+        asks = False
+        for iteration in iterations:
+            asks = self(model, iteration)
+        return asks
 
     def __call__(self, model: Any, iteration: Iteration) -> bool:
         """True after `patience` iterations without improvement."""

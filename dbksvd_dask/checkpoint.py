@@ -110,9 +110,8 @@ def _pass(number: int, frame: Any) -> None:
 def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | None]) -> xr.Dataset:
     """The dictionary of a model, with all that it takes to go on."""
     fit_state: FitState = model._fit_state
-    state = fit_state.state
-    assert state is not None
-    learned = state.learned
+    assert fit_state.state is not None
+    learned = fit_state.state.learned
     dataset = model.dictionary_.to_xarray().assign(n_averaged=("atom", learned.n_averaged))
     if learned.latest is not learned.average:
         dataset = dataset.assign(latest_atoms=(("atom", "feature"), learned.latest))
@@ -120,17 +119,7 @@ def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | No
         value = getattr(model, name)
         if value is not None and not isinstance(value, str):
             dataset = dataset.assign({_PREFIX + name: ((f"{name}_atom", "feature"), np.asarray(value))})
-    return dataset.assign_attrs(
-        checkpoint=json.dumps(
-            {
-                "iteration": state.iteration,
-                "n_fixed": fit_state.n_fixed,
-                "fitted_at": fit_state.fitted_at,
-                "checkpoint_every": int(every),
-                "fingerprints": fingerprints,
-            }
-        )
-    )
+    return dataset.assign_attrs(checkpoint=json.dumps({"checkpoint_every": int(every), "fingerprints": fingerprints}))
 
 
 @dataclass(frozen=True)
@@ -161,25 +150,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
     provenance = dictionary.provenance
     try:
         facts = json.loads(dataset.attrs["checkpoint"])
-        n_iter, n_fixed = operator.index(facts["iteration"]), operator.index(facts["n_fixed"])
-        if n_iter != provenance["n_iter"] or not 0 <= n_fixed < dictionary.n_atoms:
-            raise ValueError(f"it is of {n_iter} iterations with {n_fixed} fixed atoms")
+        iterations = _iterations(dictionary.history)
+        if provenance["n_iter"] != len(iterations):
+            raise ValueError(f"n_iter is {provenance['n_iter']}, but the history has {len(iterations)} iterations")
         fingerprints = {name: facts["fingerprints"][name] for name in ("Y", "validation")}
         latest = dataset["latest_atoms"].values if "latest_atoms" in dataset else dictionary.atoms
         learned = LearnedAtoms(latest, dictionary.atoms, dataset["n_averaged"].values)
         parameters = dict(provenance["parameters"])
+        arrays = {name: dataset[_PREFIX + name].values for name in _ARRAYS if _PREFIX + name in dataset}
         fit_state = FitState(
             parameters,
             provenance["seed"],
             dictionary.mean,
-            n_fixed,
+            len(arrays.get("fixed_atoms", ())),
             dictionary.group_sizes,
-            State(learned, n_iter, operator.index(provenance["n_samples_seen"])),
-            _iterations(dictionary.history),
+            State(learned, len(iterations), operator.index(provenance["n_samples_seen"])),
+            iterations,
             dictionary.labels,
-            facts["fitted_at"],
+            provenance["fitted_at"],
         )
-        arrays = {name: dataset[_PREFIX + name].values for name in _ARRAYS if _PREFIX + name in dataset}
         if isinstance(parameters["random_state"], str):  # a generator, of which the seed was drawn
             parameters = parameters | {"random_state": None}
         described = dict(provenance["versions"]), str(provenance["cpu"])

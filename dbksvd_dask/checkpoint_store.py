@@ -62,16 +62,18 @@ def write_checkpoint(dataset: xr.Dataset, path: str | os.PathLike[str], n_iter: 
     n_iter : int
         Iterations that it is of.
     """
-    if store_kind(path) != KIND:
+    there = child_names(path)
+    if ROOT not in there:
         if os.path.isdir(path):
             os.rmdir(path)  # an empty one, which the store takes the place of
         publish_store(xr.Dataset(), path, KIND)
     name = f"iteration-{n_iter:06d}"
-    if name in child_names(path):  # damaged, or the fit was resumed from the one before
+    if name in there:  # damaged, or the fit was resumed from the one before
         remove_store(_child(path, name))
     publish_store(dataset, _child(path, name), "dictionary")
-    kept = [other for other in _names(path) if _number(other) <= n_iter][-KEPT:]
-    for other in child_names(path):
+    before = sorted((other for other in there if _NAME.fullmatch(other) and _number(other) < n_iter), key=_number)
+    kept = {name, *before[-KEPT + 1 :]}
+    for other in there:
         if (_NAME.fullmatch(other) and other not in kept) or _DEBRIS.fullmatch(other):
             remove_store(_child(path, other))
 

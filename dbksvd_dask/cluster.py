@@ -276,6 +276,8 @@ def _imported(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} cannot be imported ({error}): pip install 'dbksvd-dask[{extra}]'") from error
+    except ValueError as error:  # dask-jobqueue sets a handler of signals, which only the main thread may
+        raise RuntimeError(f"{module} cannot be imported in this thread: import it in the main thread first") from error
     finally:  # dask-jobqueue takes Ctrl-C for itself, with which a fit ends and leaves a model
         if signal.getsignal(signal.SIGINT) is not interrupt:
             signal.signal(signal.SIGINT, interrupt)

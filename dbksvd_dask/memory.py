@@ -112,6 +112,8 @@ def plan_memory(
     pursuit, update = training.pursuit, training.update
     group_sizes = pursuit.group_sizes or (n_atoms,)
     inner_batch_size = update.inner_batch_size or n_atoms
+    graph = dict(data.dask)
+    resident = memory_of_process().resident
     n_threads, all_threads, limit = _resources()
     on_cluster = active_client() is not None
     sizes = Sizes(
@@ -124,8 +126,8 @@ def plan_memory(
         chunk_rows=max(data.chunks[0]),
         itemsize=data.dtype.itemsize,
         dtype=np.dtype(dtype),
-        in_graph=any(map(_is_array, dict(data.dask).values())),
-        in_memory=_is_array(dict(data.dask)[data.name, 0, 0]),
+        in_graph=any(map(_is_array, graph.values())),
+        in_memory=_is_array(graph[data.name, 0, 0]),
         shuffle=batches.shuffle is not None,
         centers=training.mean is not None,
         updated_at_once=n_atoms if inner_batch_size >= max(group_sizes) else inner_batch_size,
@@ -138,9 +140,9 @@ def plan_memory(
         n_threads=n_threads,
         all_threads=all_threads,
         on_cluster=on_cluster,
-        process=WORKER_PROCESS if on_cluster else memory_of_process().resident + COMPILATION,
+        process=WORKER_PROCESS if on_cluster else resident + COMPILATION,
     )
-    plan = MemoryPlan(sizes.worker(), sizes.per_task, sizes.driver(memory_of_process().resident), limit, advice="")
+    plan = MemoryPlan(sizes.worker(), sizes.per_task, sizes.driver(resident), limit, advice="")
     return plan if plan.fits else replace(plan, advice=_advice(sizes, plan.per_worker, limit))
 
 

@@ -8,6 +8,7 @@ import time
 import dask
 import dask.array as da
 import numpy as np
+import xarray as xr
 
 from dbksvd_dask import DBKSVD, Callback
 
@@ -95,3 +96,12 @@ def interrupt_by_a_signal(fit):
 
 
 INTERRUPTS = [interrupt_from_a_callback, interrupt_while_reading, interrupt_while_computing, interrupt_by_a_signal]
+
+
+def assert_same_fit(one, other):
+    np.testing.assert_array_equal(one.components_, other.components_)
+    assert one.n_iter_ == other.n_iter_
+    measured = ["seconds", "stage_seconds", "peak_memory"]
+    xr.testing.assert_identical(
+        one.history_.drop_vars(measured, errors="ignore"), other.history_.drop_vars(measured, errors="ignore")
+    )

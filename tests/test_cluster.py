@@ -497,6 +497,18 @@ with cluster.slurm(0, cores=1, memory="1 GB"):
 
 
 @pytest.mark.usefixtures("slurm_of_this_machine")
+def test_a_thread_that_may_not_import_it_is_told_so():
+    script = """
+from concurrent.futures import ThreadPoolExecutor
+from dbksvd_dask import cluster
+with ThreadPoolExecutor(1) as thread:
+    error = thread.submit(cluster.slurm, 0, cores=1, memory="1 GB").exception()
+assert isinstance(error, RuntimeError) and "import it in the main thread first" in str(error), error
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.usefixtures("slurm_of_this_machine")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
