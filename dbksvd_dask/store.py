@@ -1,14 +1,11 @@
 """Zarr stores that are written whole or not at all, and opened only if they are what they should be."""
 
-import ctypes
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from time import sleep
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +23,7 @@ from dbksvd_dask.embeddings.places import exists, file_system, is_url, placed, u
 from dbksvd_dask.embeddings.rows import in_named_chunks
 from dbksvd_dask.embeddings.untrusted import RefusedStoreError
 from dbksvd_dask.retry import DISK_FULL, retrying
+from dbksvd_dask.whole import check_place, disk_full, written_whole
 
 FORMAT_VERSION = 1
 
@@ -57,21 +55,8 @@ def write_store(dataset: xr.Dataset, path: str | os.PathLike[str], kind: str, *,
     ValueError
         If `path` is a URL.
     """
-    target = check_target(path, kind, overwrite=overwrite)
-    beside = target.with_name(f".{target.name}.{uuid4().hex[:8]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_zarr(_stamped(dataset, kind), Draft(LocalStore(beside), str(target)))
-        if target.exists():
-            _exchange(beside, target)
-        else:
-            beside.rename(target)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise _disk_full(target, error) from error
-        raise
-    finally:
-        _remove(beside)
+    with written_whole(check_target(path, kind, overwrite=overwrite)) as beside:
+        write_zarr(_stamped(dataset, kind), Draft(LocalStore(beside), str(path)))
 
 
 def publish_store(dataset: xr.Dataset, target: str | os.PathLike[str], kind: str) -> None:
@@ -124,7 +109,7 @@ def publish_store(dataset: xr.Dataset, target: str | os.PathLike[str], kind: str
             with suppress(Exception):
                 files.rm_file(path)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise _disk_full(place, error) from error
+            raise disk_full(place, error) from error
         raise
 
 
@@ -155,21 +140,8 @@ def child_names(target: str | os.PathLike[str]) -> list[str]:
 
 def check_target(path: str | os.PathLike[str], kind: str, *, overwrite: bool) -> Path:
     """The folder that `write_store` would write; raises as it would, without writing."""
-    target = _local_path(path)
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise FileExistsError(f"{target} exists: choose another path, or pass overwrite=True (--overwrite)")
-        if store_kind(target) != kind:
-            raise FileExistsError(f"{target} is not a {kind} store of dbksvd_dask, so it is not overwritten")
-        return target.resolve()
-    for parent in target.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise NotADirectoryError(f"{parent} is not a folder: {target} cannot be written")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise PermissionError(f"you may not write to {parent}: choose another path than {target}")
-            break
-    return target
+    what = f"a {kind} store of dbksvd_dask"
+    return check_place(path, what, lambda target: store_kind(target) == kind, overwrite=overwrite)
 
 
 def _upload(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
@@ -187,35 +159,6 @@ def _stamped(dataset: xr.Dataset, kind: str) -> xr.Dataset:
         written_by=_package_version(),
         identity=uuid4().hex,
     )
-
-
-def _disk_full(target: Path | str, error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"{target} cannot be written ({error.strerror}); what was there before is unchanged: make room there, or "
-        "choose a path on another disk",
-    )
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Let two folders change places, in one step where the system can (Linux)."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>
-    if renameat2 and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
-        return
-    aside = first.with_suffix(".replaced")
-    second.rename(aside)
-    first.rename(second)
-    aside.rename(first)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder into which tasks of a failed write may still be writing."""
-    for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        sleep(0.05)
 
 
 def open_store(path: str | os.PathLike[str], kind: str, needed: Sequence[str]) -> xr.Dataset:
@@ -279,13 +222,6 @@ def _attributes(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         return zarr.open_group(guarded(placed(path)), mode="r").attrs
     except Exception:  # whatever lies there is not ours
         return {}
-
-
-def _local_path(path: str | os.PathLike[str]) -> Path:
-    place = placed(path)
-    if is_url(place):
-        raise ValueError(f"{place} is a URL: stores are written to local folders; copy the folder afterwards")
-    return Path(place)
 
 
 def _package_version() -> str:
