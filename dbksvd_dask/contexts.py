@@ -12,6 +12,7 @@ import zarr
 
 from dbksvd_dask.codes import SparseCodes
 from dbksvd_dask.embeddings import open_embeddings
+from dbksvd_dask.embeddings.dataset_folders import is_dataset
 from dbksvd_dask.embeddings.groups import open_group, open_node, refuse_other_store
 from dbksvd_dask.embeddings.opening import Source
 
@@ -173,7 +174,7 @@ def _dataset_of(embeddings: Source | None) -> xr.Dataset:
     if embeddings is None or isinstance(embeddings, xr.Dataset):
         return xr.Dataset() if embeddings is None else embeddings
     source = embeddings.encoding.get("source") if isinstance(embeddings, xr.DataArray) else embeddings
-    if not isinstance(source, str | os.PathLike) or not os.path.isdir(source):
+    if not isinstance(source, str | os.PathLike) or not os.path.isdir(source) or is_dataset(os.fspath(source)):
         open_embeddings(embeddings)  # raises what is wrong with them
         return xr.Dataset()
     path = os.fspath(source)

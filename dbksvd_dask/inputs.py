@@ -16,6 +16,7 @@ from dbksvd_dask.batches import Segment, check_finite
 from dbksvd_dask.bounds import welch_bound
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
+from dbksvd_dask.embeddings.several import are_paths
 from dbksvd_dask.matryoshka import group_sizes
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def is_lazy(Y: Source) -> bool:
     """Whether the embeddings are read on Dask rather than in memory already."""
-    return isinstance(Y, str | os.PathLike | da.Array | xr.DataArray | xr.Dataset)
+    return are_paths(Y) or isinstance(Y, str | os.PathLike | da.Array | xr.DataArray | xr.Dataset)
 
 
 def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr.DataArray:

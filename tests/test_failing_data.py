@@ -23,7 +23,7 @@ from fsspec.registry import known_implementations
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, open_codes, open_dictionary, open_embeddings, retry
-from dbksvd_dask.embeddings import opening
+from dbksvd_dask.embeddings import chunking
 from dbksvd_dask.retry import ATTEMPTS, may_pass, retrying
 from dbksvd_dask.store import child_names, open_store, publish_store, remove_store
 
@@ -523,7 +523,7 @@ def fortran_npy(folder):
 @pytest.mark.parametrize("damage", [delete, cut, empty])
 def test_a_file_that_is_cut_off_or_deleted_after_it_was_opened_is_named(write, damage, tmp_path, monkeypatch):
     """Mapped, it would be the end of the process."""
-    monkeypatch.setattr(opening, "CHUNK_BYTES", CHUNK * N_FEATURES * 4)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", CHUNK * N_FEATURES * 4)
     Y = open_embeddings(write(tmp_path))
     damage(tmp_path / "rows.npy")
     with pytest.raises(ValueError, match=r"rows\.npy: rows 1?\d+ to 1?\d+ cannot be read \(.+\): is the store damaged"):
@@ -541,7 +541,7 @@ def test_rows_in_use_do_not_change_with_their_file(tmp_path):
     "rows", [slice(30, 70), slice(None, None, -3), slice(50, 50), [5, 3, 150], -1, np.arange(160) % 7 == 0]
 )
 def test_any_selection_of_rows_is_read_from_a_file(write, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "CHUNK_BYTES", CHUNK * N_FEATURES * 4)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", CHUNK * N_FEATURES * 4)
     Y = open_embeddings(write(tmp_path))
     np.testing.assert_array_equal(Y[rows].values, example()[rows])
     np.testing.assert_array_equal(Y[rows, ::2].values, example()[rows, ::2])

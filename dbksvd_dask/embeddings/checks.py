@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Hashable, Mapping
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -11,26 +14,39 @@ import xarray as xr
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FORMAT = "dbksvd_dask "
 """The attribute "format" of stores that this package writes begins so."""
+_MOST_LISTED = 20
 
 
-def check_embeddings(array: xr.DataArray, source: str) -> None:
+class Shaped(Protocol):
+    """What has a shape and a dtype, whether it is in memory, on disk or yet to be computed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of each dimension."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+
+
+def check_embeddings(array: Shaped, source: str) -> None:
     """Raise, in the user's words, unless ``array`` is ``(n, d)``, floating, not empty and of known shape.
 
     Parameters
     ----------
-    array : xarray.DataArray
-        Looked at for its shape and dtype only: nothing is computed.
+    array : xarray.DataArray, or whatever else has a shape and a dtype
+        Nothing is computed.
     source : str
         Where it comes from, as the error messages name it.
 
     Examples
     --------
-    >>> check_embeddings(xr.DataArray(np.ones(3)), "the array")
+    >>> check_embeddings(np.ones(3), "the array")
     Traceback (most recent call last):
     ...
     ValueError: the array has shape (3,): embeddings are two-dimensional, (samples, features)
     """
-    if array.ndim != 2:
+    if len(array.shape) != 2:
         raise ValueError(f"{source} has shape {array.shape}: embeddings are two-dimensional, (samples, features)")
     if not is_floating(array.dtype):
         raise dtype_error(array.dtype, source)
@@ -56,7 +72,9 @@ def dtype_error(dtype: object, source: str) -> TypeError:
     )
 
 
-def choose_array(arrays: Mapping[Hashable, tuple[int, object]], name: str | None, source: str) -> Hashable:
+def choose_array(
+    arrays: Mapping[Hashable, tuple[int, object]], name: str | None, source: str, *, windows: bool = False
+) -> Hashable:
     """Choose the array of a container that holds the embeddings.
 
     Parameters
@@ -68,29 +86,46 @@ def choose_array(arrays: Mapping[Hashable, tuple[int, object]], name: str | None
         floating one.
     source : str
         The container, as the error messages name it.
+    windows : bool
+        Whether it may hold windows of samples: then a three-dimensional array will do as well.
 
     Examples
     --------
     >>> choose_array({"tokens": (1, np.dtype(int)), "layer3": (2, np.dtype("f4"))}, None, "the store")
     'layer3'
     """
-    listing = ", ".join(f"{key!r} ({ndim}-D {dtype})" for key, (ndim, dtype) in arrays.items()) or "nothing"
+    listing = ", ".join(f"{key!r} ({ndim}-D {dtype})" for key, (ndim, dtype) in [*arrays.items()][:_MOST_LISTED])
+    listing = listing + ", …" * (len(arrays) > _MOST_LISTED) or "nothing"
     if name is not None:
         if name not in arrays:
             raise ValueError(f"{source} has no array {name!r}; it holds {listing}")
         return name
     if "embeddings" in arrays:
         return "embeddings"
-    candidates = [key for key, (ndim, dtype) in arrays.items() if ndim == 2 and is_floating(dtype)]
+    n_dims, wanted = ((2, 3), "two- or three-dimensional") if windows else ((2,), "two-dimensional")
+    candidates = [key for key, (ndim, dtype) in arrays.items() if ndim in n_dims and is_floating(dtype)]
     if not candidates:
-        raise ValueError(f"{source} has no two-dimensional floating array; it holds {listing}")
+        raise ValueError(f"{source} has no {wanted} floating array; it holds {listing}")
     if len(candidates) > 1:
         choices = ", ".join(f"name={key!r}" for key in candidates)
-        raise ValueError(f"{source} has several two-dimensional floating arrays; choose one with {choices}")
+        raise ValueError(f"{source} has several {wanted} floating arrays; choose one with {choices}")
     return candidates[0]
+
+
+def choose_variable(dataset: xr.Dataset, name: str | None, source: str) -> xr.DataArray:
+    """Choose the array of a Dataset as `choose_array` does."""
+    return dataset[choose_array({key: (v.ndim, v.dtype) for key, v in dataset.data_vars.items()}, name, source)]
 
 
 def refuse_name(name: str | None, source: str) -> None:
     """Raise if a ``name`` was given for a source that is one array."""
     if name is not None:
         raise ValueError(f"name={name!r} was given, but {source} is a single array; leave name out")
+
+
+def warn_caller(message: str) -> None:
+    """Warn the caller of this package, however deep in it the reason was found."""
+    level, frame, package = 1, sys._getframe(), __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)  # in the first frame outside

@@ -7,70 +7,13 @@ import math
 import os
 import struct
 import zipfile
-from dataclasses import dataclass
-from functools import partial
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dbksvd_dask.embeddings.checks import BFLOAT16, choose_array, dtype_error
-from dbksvd_dask.embeddings.rows import bounds, unreadable
-from dbksvd_dask.retry import retrying
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array in a file: where it lies, not what it holds.
-
-    Indexing reads the file, so that what a Dask graph carries is this description; a ``numpy.memmap`` in its place
-    would be pickled with all its data. It would also be the end of the process (SIGBUS) where a mapped file is cut off,
-    or its disk fails, while rows of it are in use.
-    """
-
-    path: str
-    """Absolute, for workers that run in another folder."""
-    offset: int
-    """Bytes before the first element."""
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    order: Literal["C", "F"] = "C"
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """Read the rows that ``index`` selects, and those between them; raises ValueError if that cannot be done."""
-        rows, *rest = index if isinstance(index, tuple) else (index,)
-        first, last = bounds(rows, self.shape[0])
-        try:
-            block = retrying(partial(self._read, first, last + 1), f"reading {self.path}")
-        except Exception as error:
-            raise unreadable(self.path, (first, last), error) from error
-        if isinstance(rows, slice):
-            rows = range(self.shape[0])[rows]
-            rows = np.s_[:] if rows.step == 1 else np.asarray(rows) - first
-        else:
-            rows = np.arange(self.shape[0])[rows] - first
-        return block[(rows, *rest)]
-
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Rows from ``start`` up to ``stop``, of an array with two dimensions."""
-        shape = (stop - start, self.shape[1])
-        with open(self.path, "rb") as stream:
-            if self.order == "C":
-                return self._read_elements(stream, start * self.shape[1], shape)
-            columns = [self._read_elements(stream, i * self.shape[0] + start, shape[:1]) for i in range(shape[1])]
-            return np.stack(columns, axis=1)
-
-    def _read_elements(self, stream: IO[bytes], start: int, shape: tuple[int, ...]) -> np.ndarray:
-        elements = np.empty(shape, self.dtype)
-        stream.seek(self.offset + start * self.dtype.itemsize)
-        if stream.readinto(elements.reshape(-1).view(np.uint8)) < elements.nbytes:  # type: ignore[attr-defined]
-            raise EOFError("the file is cut off")
-        return elements
+from dbksvd_dask.embeddings.stored import StoredArray
 
 
 def npy_array(path: str) -> StoredArray:

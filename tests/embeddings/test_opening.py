@@ -23,7 +23,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbksvd_dask.embeddings import open_embeddings, opening
+from dbksvd_dask.embeddings import chunking, open_embeddings
 
 SHAPE = (50, 6)
 FLOATS = ["float16", "float32", "float64"]
@@ -170,7 +170,7 @@ def refuse_to_compute(*args, **kwargs):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 20 rows of the example in float32."""
-    monkeypatch.setattr(opening, "CHUNK_BYTES", 20 * SHAPE[1] * 4)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 20 * SHAPE[1] * 4)
 
 
 # --- the same rows, lazily -------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_paths_may_be_strings_and_relative(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", FILES + STORES)
 def test_the_graph_of_a_file_holds_no_data(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "CHUNK_BYTES", 2**16)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 2**16)
     array = np.random.default_rng(0).standard_normal((5000, 64)).astype("float32")
     Y = open_embeddings(source(tmp_path, array))
     assert Y.data.npartitions > 1
@@ -260,7 +260,7 @@ def test_chunks_of_files_and_numpy_arrays_have_8_mib_or_the_next_smaller_power_o
 
 
 def test_a_chunk_has_at_least_one_row(monkeypatch):
-    monkeypatch.setattr(opening, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 1)
     assert open_embeddings(example()).chunks[0] == (1,) * 50
 
 
@@ -552,7 +552,7 @@ def unknown_chunks(folder):
         (lambda f: "nowhere://bucket/rows.zarr", ValueError, "nowhere://bucket/rows.zarr cannot be opened"),
         (lambda f: "memory://no/rows.zarr", FileNotFoundError, "nothing at memory://no/rows.zarr"),
         (lambda f: "memory://no/rows.npy", ValueError, "remote .npy file, .* write it as a zarr store"),
-        (lambda f: overwrite(f / "rows.h5", b""), ValueError, "unknown suffix '.h5': .*numpy.save"),
+        (lambda f: overwrite(f / "rows.csv", b""), ValueError, "unknown suffix '.csv': .*numpy.save"),
         (lambda f: overwrite(f / "rows", b""), ValueError, "unknown suffix ''"),
         (lambda f: f, ValueError, "not a readable zarr store .*half written"),
         (lambda f: overwrite(f / "rows.zarr", b"PK"), ValueError, "rows.zarr is a file, but a zarr store is a folder"),
@@ -673,7 +673,7 @@ def test_any_dask_array(data, array):
 @given(arrays(), st.integers(1, 200), st.sampled_from([as_npy, as_npz, as_bare_zarr, as_numpy]))
 def test_any_array_in_any_file(array, chunk_bytes, source):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(chunking, "CHUNK_BYTES", chunk_bytes)
         Y = open_embeddings(source(Path(folder), array))
         values = Y.values
     assert values.dtype == array.dtype.newbyteorder("=")
