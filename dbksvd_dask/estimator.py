@@ -247,8 +247,8 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         Y : (n, d) embeddings
-            A NumPy array (or what scikit-learn takes for one), a dask array, an xarray.DataArray or Dataset, or the
-            path of a zarr store, ``.npy``, ``.npz`` or ``.safetensors``: whatever `open_embeddings` takes.
+            A NumPy array (or what scikit-learn takes for one), a dask array, an xarray.DataArray or Dataset, or a path:
+            whatever `open_embeddings` takes.
         y : None
             Ignored; scikit-learn's pipelines pass it.
         validation : (n, d) embeddings, optional

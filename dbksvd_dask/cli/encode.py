@@ -27,6 +27,7 @@ def encode(
     output: str,
     n_nonzero_coefs: int | None,
     name: str | None,
+    orientation: Any,
     where: str | None,
     encoder: Any,
     refit: Any,
@@ -38,7 +39,9 @@ def encode(
     with errors_in_one_line(), client(scheduler):
         check_target(output, "codes", overwrite=overwrite)
         opened = open_dictionary(dictionary)
-        codes = opened.encode(open_selected(embeddings, name, where), n_nonzero_coefs, encoder=encoder, refit=refit)
+        codes = opened.encode(
+            open_selected(embeddings, name, orientation, where), n_nonzero_coefs, encoder=encoder, refit=refit
+        )
         with _task_progress():
             codes.to_zarr(output, overwrite=overwrite)
     samples, atoms = codes.shape

@@ -51,6 +51,7 @@ def fit(
     embeddings: str,
     output: str,
     name: str | None,
+    orientation: Any,
     where: str | None,
     validation: str | None,
     validation_where: str | None,
@@ -61,12 +62,16 @@ def fit(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Learn a dictionary of EMBEDDINGS: a zarr store, .npy, .npz or .safetensors."""
+    """Learn a dictionary of EMBEDDINGS.
+
+    EMBEDDINGS are a zarr store, a file or folder of another format (.npy, .safetensors, .parquet, .h5, .pt, …), or a
+    quoted pattern of several.
+    """
     with errors_in_one_line(), client(scheduler):
         check_target(output, "dictionary", overwrite=overwrite)  # rather now than after the fit
         model = DBKSVD(**parameters, callbacks=_callbacks(max_seconds, patience))
-        held_out = open_held_out(embeddings, name, validation, validation_where)
-        model.fit(open_selected(embeddings, name, where), validation=held_out)
+        held_out = open_held_out(embeddings, name, orientation, validation, validation_where)
+        model.fit(open_selected(embeddings, name, orientation, where), validation=held_out)
         model.dictionary_.to_zarr(output, overwrite=overwrite)
     _show_model(model, output, as_json)
 
@@ -84,6 +89,7 @@ def resume(
     embeddings: str,
     output: str,
     name: str | None,
+    orientation: Any,
     where: str | None,
     validation: str | None,
     validation_where: str | None,
@@ -98,8 +104,8 @@ def resume(
         check_target(output, "dictionary", overwrite=overwrite)
         model = DBKSVD.resume(
             checkpoint,
-            open_selected(embeddings, name, where),
-            validation=open_held_out(embeddings, name, validation, validation_where),
+            open_selected(embeddings, name, orientation, where),
+            validation=open_held_out(embeddings, name, orientation, validation, validation_where),
             callbacks=_callbacks(max_seconds, patience),
         )
         model.dictionary_.to_zarr(output, overwrite=overwrite)

@@ -24,6 +24,7 @@ def together(*options: Callable) -> Callable:
 
 embeddings_options = together(
     click.option("--name", help="Array within the container, where it holds several."),
+    click.option("--orientation", type=click.Choice(["samples", "features"]), help="What the rows are; told by shape."),
     click.option("--where", metavar="COORDINATE=VALUE", help="Only the samples with this coordinate: split=train."),
 )
 held_out_options = together(
@@ -43,14 +44,16 @@ run_options = together(
 )
 
 
-def open_held_out(embeddings: str, name: str | None, path: str | None, where: str | None) -> xr.DataArray | None:
+def open_held_out(
+    embeddings: str, name: str | None, orientation: Any, path: str | None, where: str | None
+) -> xr.DataArray | None:
     """Held-out embeddings: at a path of their own, or others of the same; None where none are asked for."""
-    return None if path is None and where is None else open_selected(path or embeddings, name, where)
+    return None if path is None and where is None else open_selected(path or embeddings, name, orientation, where)
 
 
-def open_selected(path: str, name: str | None, where: str | None) -> xr.DataArray:
+def open_selected(path: str, name: str | None, orientation: Any, where: str | None) -> xr.DataArray:
     """Embeddings at a path, or those of them whose coordinate has a value."""
-    embeddings = open_embeddings(path, name=name)
+    embeddings = open_embeddings(path, name=name, orientation=orientation)
     if where is None:
         return embeddings
     coordinate, equals, value = where.partition("=")

@@ -77,15 +77,33 @@ def _register() -> None:
             found = self.cfg.metadata[OURS]
             signed = not found["nonnegative"]
             atoms = self.W_dec[: len(self.W_dec) // 2] if signed else self.W_dec
-            codes = _pursue(rows.reshape(-1, rows.shape[-1]), atoms, found["n_nonzero_coefs"], found["rtol"], signed)
+            codes = pursue(rows.reshape(-1, rows.shape[-1]), atoms, found["n_nonzero_coefs"], found["rtol"], signed)
             latents = torch.cat([codes.relu(), (-codes).relu()], dim=1) if signed else codes
             return self.hook_sae_acts_post(latents.reshape(*rows.shape[:-1], -1))
 
     register_sae_class(_ARCHITECTURE, PursuitSAE, PursuitConfig)
 
 
-def _pursue(rows: Any, atoms: Any, k: int, rtol: float, signed: bool) -> Any:
-    """Matching pursuit as in `dbksvd_dask.kernels`, of (n, d) rows over (m, d) atoms of PyTorch: (n, m) codes."""
+def pursue(rows: Any, atoms: Any, k: int, rtol: float, signed: bool) -> Any:
+    """Matching pursuit as in `dbksvd_dask.kernels`, but in PyTorch: on any device, with gradients.
+
+    Parameters
+    ----------
+    rows : (n, d) torch.Tensor
+    atoms : (m, d) torch.Tensor
+        Unit rows.
+    k : int
+        Most atoms of a row.
+    rtol : float
+        A row is done at ``‖r‖ ≤ rtol ‖y‖``.
+    signed : bool
+        Or positive coefficients only.
+
+    Returns
+    -------
+    (n, m) torch.Tensor
+        The codes, dense.
+    """
     import torch
 
     codes = rows.new_zeros(len(rows), len(atoms))
