@@ -68,7 +68,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         if target.exists():
-            _exchange(beside, target)
+            exchange(beside, target)
         else:
             beside.rename(target)
     except OSError as error:
@@ -95,7 +95,7 @@ def _local_path(path: str | os.PathLike[str]) -> Path:
     return Path(place)
 
 
-def _exchange(first: Path, second: Path) -> None:
+def exchange(first: Path, second: Path) -> None:
     """Let two folders or files change places, in one step where the system can (Linux)."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <linux/fs.h>

@@ -1,0 +1,1 @@
+"""Language models: embeddings harvested from them, and dictionaries put back into them."""
