@@ -1,4 +1,4 @@
-from . import bounds, callbacks, cluster, embeddings, history, metrics
+from . import bounds, callbacks, cluster, embeddings, history, interop, metrics
 from .baseline import Baseline, ksvd_baseline
 from .callbacks import Callback, ProgressBar, StopOnPlateau, TimeBudget
 from .codes import SparseCodes, open_codes
@@ -7,6 +7,8 @@ from .dictionary import Dictionary, open_dictionary
 from .embeddings import open_embeddings
 from .embeddings.synthetic import ToyProblem, toy_problem
 from .estimator import DBKSVD
+from .language.harvesting import harvest
+from .language.splicing import evaluate_splicing
 from .run import Run
 from .sweeps import sweep
 
@@ -26,7 +28,10 @@ __all__ = [
     "cluster",
     "compare",
     "embeddings",
+    "evaluate_splicing",
+    "harvest",
     "history",
+    "interop",
     "ksvd_baseline",
     "metrics",
     "open_codes",

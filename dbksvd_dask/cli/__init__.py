@@ -1,8 +1,8 @@
-"""Command line: ``dbksvd fit``, ``resume``, ``encode``, ``info``."""
+"""Command line: ``dbksvd`` with ``harvest``, ``fit``, ``resume``, ``encode``, ``evaluate``, ``export`` and ``info``."""
 
 import click
 
-from dbksvd_dask.cli import encode, fit, info
+from dbksvd_dask.cli import encode, evaluate, export, fit, harvest, info
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -11,5 +11,13 @@ def main() -> None:
     """Sparse dictionaries of transformer embeddings by Double-Batch K-SVD."""
 
 
-for command in (fit.fit, fit.resume, encode.encode, info.info):
+for command in (
+    harvest.harvest,
+    fit.fit,
+    fit.resume,
+    encode.encode,
+    evaluate.evaluate,
+    export.export,
+    info.info,
+):
     main.add_command(command)
