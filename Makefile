@@ -21,7 +21,7 @@ demo: .venv/.installed ## fit a dictionary of the embeddings that come with the 
 		--output demo-dictionary.zarr --overwrite
 
 test: lint ## lint, then run the tests and the examples in the docstrings
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-interop: .venv-interop/.installed ## run SAEBench on wrapped dictionaries, in an environment of its own
 	.venv-interop/bin/pytest --confcutdir=tests/interop/saebench -o filterwarnings=default --disable-warnings \

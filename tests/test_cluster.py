@@ -14,7 +14,7 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from distributed import Security
+from distributed import Client, Security
 from distributed.scheduler import NoWorkerError
 
 from dbksvd_dask import DBKSVD, cluster
@@ -23,6 +23,8 @@ ONE_PROCESS = {"n_workers": 1, "threads_per_worker": 1}
 PAUSE = "distributed.worker.memory.pause"
 PROFILE = "distributed.worker.profile.enabled"
 PATIENCE = "distributed.scheduler.no-workers-timeout"
+LONG = 20.0
+"""Seconds, on a busy machine: less than the 30 of Dask, which a timeout that is not heeded would take."""
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +305,7 @@ def test_a_client_without_the_certificate_is_refused(encrypted, certificates, sc
         ConnectionError, match=r"connect to tls:// with security=distributed.Security\(...\) of the same"
     ):
         cluster.connect(address, security=certificates.get(whose), timeout="2s")
-    gc.collect()
-    assert time() - start < 10
+    assert time() - start < LONG
 
 
 # Schedulers that run already
@@ -348,13 +349,14 @@ def test_where_nobody_listens_there_is_an_error_within_seconds(address):
     start = time()
     with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {address} within 1s: is it running"):
         cluster.connect(address, timeout="1s")
-    assert time() - start < 10
+    assert time() - start < LONG
 
 
 def test_what_answers_has_to_be_a_scheduler(client):
     worker, *_ = client.nthreads()
     with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {worker}"):
         cluster.connect(worker, timeout="2s")
+    assert not [found for found in gc.get_objects() if isinstance(found, Client) and found.status == "connecting"]
 
 
 PRETEND = """

@@ -355,7 +355,7 @@ def test_the_usual_codecs_of_zarr_2_open(settings, tmp_path):
         {"shards": (4, N_FEATURES), "compressors": [zarr.codecs.BloscCodec()]},
         {"compressors": [{"name": "numcodecs.lz4", "configuration": {"acceleration": 1}}]},
     ],
-    ids=str,
+    ids=["default", "uncompressed", "blosc", "gzip crc32c", "zstd", "transposed", "big-endian", "sharded", "lz4"],
 )
 def test_the_usual_codecs_of_zarr_3_open(settings, tmp_path):
     with warnings.catch_warnings():

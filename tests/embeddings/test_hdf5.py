@@ -57,6 +57,20 @@ def test_a_small_dataset_in_the_header(tmp_path):
     np.testing.assert_array_equal(open_embeddings(compact(tmp_path / "rows.hdf5")), example())
 
 
+@pytest.mark.parametrize("orientation", [None, "features"])
+def test_chunks_of_too_many_rows_are_read_in_parts_with_a_warning(orientation, tmp_path, monkeypatch):
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", SHAPE[1] * 4)
+    stored, chunks = (example(), (50, 1)) if orientation is None else (example().T, (1, 50))
+    path = write(tmp_path / "rows.h5", array=stored, chunks=chunks)
+    with pytest.warns(
+        UserWarning, match=r"rows\.h5 has chunks of 50 samples.* again for every 16 .* e\.g\. 1$"
+    ) as seen:
+        Y = open_embeddings(path, orientation=orientation)
+    assert seen[0].filename == __file__
+    assert Y.chunks[0] == (16, 16, 16, 2)
+    np.testing.assert_array_equal(Y, example())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_features_by_samples_as_julia_may_write_them(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "CHUNK_BYTES", 8 * 50 * 4)
@@ -75,6 +89,13 @@ def test_the_dataset_is_chosen_by_name_wherever_it_is(tmp_path):
     np.testing.assert_array_equal(open_embeddings(tmp_path / "rows.h5", name="model/layer4"), -example())
     with pytest.raises(ValueError, match="no array 'layer5'"):
         open_embeddings(tmp_path / "rows.h5", name="layer5")
+
+
+def test_a_dataset_without_a_shape_is_named(tmp_path):
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["rows"] = h5py.Empty("f4")
+    with pytest.raises(ValueError, match=r"rows\.h5 \('rows'\) is empty: it has no shape"):
+        open_embeddings(tmp_path / "rows.h5", name="rows")
 
 
 def cut(path, size):

@@ -149,6 +149,7 @@ def test_a_pattern_takes_numbers_in_order_and_keeps_coordinates(tmp_path):
         windows = torch.full((2, 3, 4), float(i))
         torch.save({"activations": windows, "tokens": torch.full((2, 3), i)}, tmp_path / f"activations_{i}_of_12.pt")
     Y = open_embeddings(f"{tmp_path}/activations_*_of_12.pt")
+    assert Y.identical(open_embeddings(tmp_path / "activations_*_of_12.pt"))
     np.testing.assert_array_equal(Y[:, 0], np.repeat(np.arange(1, 13), 6))
     np.testing.assert_array_equal(Y.token_id, np.repeat(np.arange(1, 13), 6))
     np.testing.assert_array_equal(Y.file, np.repeat(np.arange(12), 6))

@@ -369,6 +369,8 @@ def test_mistakes_are_named(write, suffix, tmp_path):
         open_embeddings(path, name="a")
     with pytest.raises(ValueError, match="is a column of string, not of lists"):
         open_embeddings(path, name="b")
+    with pytest.raises(ValueError, match=r"\('embeddings'\) is a column of string, not of lists"):
+        open_embeddings(write(path, pa.table({"embeddings": ["x"] * N_SAMPLES, "rows": lists(example())})))
     two = pa.table({"a": lists(example()), "b": lists(example())})
     with pytest.raises(ValueError, match="name='a', name='b'"):
         open_embeddings(write(path, two))
@@ -396,6 +398,38 @@ def test_columns_of_the_same_name_are_named(tmp_path):
     twice = pa.Table.from_arrays([lists(example()), lists(example())], ["rows", "rows"])
     with pytest.raises(ValueError, match=r"rows\.arrow has several columns of the same name: rows, rows"):
         open_embeddings(as_stream(tmp_path / "rows.arrow", twice))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_file_is_read_by_its_footer(compression, tmp_path):
+    """Polars writes no message for the schema, which Arrow's format has in the footer anyway."""
+    path = as_file(tmp_path / "rows.arrow", table(), compression, batch=7)
+    content = bytearray(path.read_bytes())
+    content[8:16] = b"\x04\0\0\0\xf2\xff\xff\xff"  # where the first message would begin
+    path.write_bytes(content)
+    with pa.ipc.open_file(path) as file:
+        assert file.read_all()["document"].to_pylist() == [i // 10 for i in range(N_SAMPLES)]
+    Y = open_embeddings(path)
+    np.testing.assert_array_equal(Y, example())
+    np.testing.assert_array_equal(Y.document, np.arange(N_SAMPLES) // 10)
+
+
+@pytest.mark.parametrize(("write", "suffix"), FORMATS[:2])
+def test_columns_of_views_and_of_fixed_sizes_are_skipped(write, suffix, tmp_path):
+    texts = [f"{'longer than a view itself ' * (i % 5)}{i}" for i in range(N_SAMPLES)]
+    before = {
+        "text": pa.array(texts, pa.string_view()),
+        "words": pa.array([text.encode().split() for text in texts], pa.list_(pa.binary_view())),
+        "short": pa.array(["x"] * N_SAMPLES, pa.string_view()),
+        "hash": pa.array([b"0123"] * N_SAMPLES, pa.binary(4)),
+        "price": pa.array(range(N_SAMPLES), pa.decimal128(5)),
+    }
+    path = write(
+        tmp_path / f"rows.{suffix}", pa.table({**before, "rows": lists(example()), "i": range(N_SAMPLES)}), batch=7
+    )
+    Y = open_embeddings(path)
+    np.testing.assert_array_equal(Y, example())
+    np.testing.assert_array_equal(Y.i, range(N_SAMPLES))
 
 
 def test_a_column_that_cannot_be_skipped_is_named(tmp_path):

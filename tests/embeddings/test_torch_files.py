@@ -49,6 +49,34 @@ def test_a_tensor_alone_a_view_and_a_transposed_one(tmp_path):
     np.testing.assert_array_equal(open_embeddings(tmp_path / "rows.pt", orientation="features"), rows)
 
 
+@pytest.mark.parametrize("view", [lambda tokens: tokens[:, 1:], lambda tokens: tokens[:, 1:].T.contiguous().T])
+def test_tokens_that_do_not_lie_side_by_side_are_left_out_with_a_warning(view, tmp_path):
+    tokens = view(torch.arange(N_WINDOWS * (LENGTH + 1)).reshape(N_WINDOWS, LENGTH + 1))
+    torch.save({"activations": windows(), "tokens": tokens}, tmp_path / "rows.pt")
+    with pytest.warns(UserWarning, match=r"rows\.pt: 'tokens' .* left out: save tensor\.contiguous\(\)"):
+        Y = open_embeddings(tmp_path / "rows.pt")
+    assert sorted(Y.coords) == ["context", "position"]
+    np.testing.assert_array_equal(Y, windows().reshape(-1, N_FEATURES))
+
+
+def test_what_else_is_in_the_file_does_not_matter(tmp_path):
+    rows = torch.nn.Parameter(windows()[0].bfloat16())
+    content = {
+        3: rows,
+        "model": "gpt2",
+        "layer": 3,
+        "scale": 0.5,
+        "shape": rows.shape,
+        "dtype": rows.dtype,
+        "more": [1],
+    }
+    torch.save(content, tmp_path / "rows.pt")
+    for name in (None, "3"):
+        Y = open_embeddings(tmp_path / "rows.pt", name=name)
+        assert Y.name == "3"
+        np.testing.assert_array_equal(Y, rows.detach().float())
+
+
 class Harmful:
     """A pickle of it makes a folder when it is read."""
 
@@ -126,7 +154,16 @@ def save(path, content):
         ),
         (lambda p: save(p, torch.zeros(3, dtype=int)), ValueError, r"rows\.pt has shape \(3,\)"),
         (lambda p: save(p, torch.zeros((3, 2), dtype=int)), TypeError, r"rows\.pt has dtype int64"),
-        (lambda p: save(p, [1, 2]), ValueError, r"rows\.pt has no two- or three-dimensional .* holds nothing"),
+        (
+            lambda p: save(p, [1, 2]),
+            ValueError,
+            r"rows\.pt holds a list without tensors directly in it: embeddings are",
+        ),
+        (
+            lambda p: save(p, {"a": {"b": torch.ones(3, 2)}}),
+            ValueError,
+            r"rows\.pt holds a dict without tensors directly",
+        ),
         (lambda p: save(p, {"a": torch.ones(3, 2), "b": torch.ones(3, 2)}), ValueError, "name='a', name='b'"),
         (lambda p: save(p, windows()[:, 1:]), ValueError, r"rows\.pt is a view .* save tensor\.contiguous\(\)"),
     ],

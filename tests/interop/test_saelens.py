@@ -119,6 +119,13 @@ def test_windows_and_zero_rows(tmp_path):
         np.testing.assert_array_equal(flat[3], 0)
 
 
+def test_no_rows_have_no_latents_in_the_exact_pursuit(tmp_path):
+    sae = loaded(dictionary(), tmp_path / "sae", 3, converter=exact_pursuit)
+    nothing = torch.zeros(2, 0, 384, dtype=torch.float64)
+    assert sae.encode(nothing).shape == (2, 0, 192)
+    assert sae(nothing).shape == nothing.shape
+
+
 def test_names_and_settings_survive(tmp_path, recwarn):
     sae = loaded(dictionary(labels={3: "rivers"}, provenance={"seed": 4}), tmp_path / "sae")
     assert not recwarn  # not for an old version
@@ -222,6 +229,11 @@ def test_the_exact_pursuit_is_for_its_own_folders(tmp_path):
     sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=12, d_sae=20)).save_model(tmp_path / "other")
     with pytest.raises(ValueError, match="was not written by to_saelens: load it without exact_pursuit"):
         sae_lens.SAE.load_from_disk(tmp_path / "other", converter=exact_pursuit)
+    for metadata in (None, {"dbksvd_dask": 3}, {"dbksvd_dask": {"encoder": "mp"}}):
+        path = tmp_path / "other" / "cfg.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": metadata}))
+        with pytest.raises(ValueError, match="was not written by to_saelens"):
+            exact_pursuit(tmp_path / "other")
     with pytest.warns(UserWarning, match='encoder="omp"'):
         to_saelens(dictionary(encoder="omp"), tmp_path / "omp", **NAMES)
     with pytest.raises(ValueError, match="encodes by 'omp'; this is for matching pursuit"):

@@ -115,6 +115,24 @@ def test_what_has_become_of_the_written_dictionary_counts(tmp_path):
     assert (D.n_atoms, D.nonnegative) == (192, True)
 
 
+def test_other_norms_than_those_written_are_taken_off(tmp_path):
+    """Nonnegative atoms are one row each: nothing but the norms tells that SAELens has trained on."""
+    D = dictionary("float32", nonnegative=True)
+    to_saelens(D, tmp_path / "sae", **NAMES)
+    weights = tmp_path / "sae" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["W_dec"] *= 3
+    save_file(tensors, weights)
+    np.testing.assert_allclose(from_saelens(tmp_path / "sae").atoms, D.atoms, atol=1e-6)
+
+
+def test_a_nonnegative_dictionary_may_have_opposite_atoms(tmp_path):
+    half = unit(DECODER).astype(np.float32)
+    D = Dictionary(np.concatenate([half, -half]), 2, nonnegative=True, labels={7: "rivers"})
+    to_saelens(D, tmp_path / "sae", **NAMES)
+    assert_same(from_saelens(tmp_path / "sae"), D)
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
@@ -125,6 +143,7 @@ def test_what_has_become_of_the_written_dictionary_counts(tmp_path):
         ({"architecture": "topk", "k": "3"}, "has k='3': it must be a number of at least 1"),
         ({"architecture": "topk", "k": 0}, "has k=0"),
         ({"normalize_activations": "covariance_whitening"}, "whitened embeddings"),
+        ({"matryoshka_widths": [2, "4", 6]}, r"has matryoshka_widths=\[2, '4', 6\]: they must be whole numbers"),
         ({"metadata": {"dbksvd_dask": {"nonnegative": True, "encoder": "lasso"}}}, "makes no dictionary: encoder='las"),
     ],
 )
