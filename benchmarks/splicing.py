@@ -97,17 +97,6 @@ def best_rate(rows: np.ndarray, held_out: np.ndarray, rates: tuple[float, ...], 
     return {rate: explained_by(trained(rows, learning_rate=rate, **settings)[0], held_out) for rate in rates}
 
 
-def decoder(sae: Any, k: int) -> dbk.Dictionary:
-    """The decoder of an SAE as a dictionary."""
-    atoms = sae.W_dec.detach().numpy()
-    return dbk.Dictionary(atoms / np.linalg.norm(atoms, axis=1, keepdims=True), k, mean=sae.b_dec.detach().numpy())
-
-
-def with_encoder(dictionary: dbk.Dictionary, encoder: Any) -> dbk.Dictionary:
-    """The same dictionary, encoding by another pursuit."""
-    return dbk.Dictionary(dictionary.atoms, dictionary.n_nonzero_coefs, mean=dictionary.mean, encoder=encoder)
-
-
 def harvested(model: str, texts: list[str], layer: int, out: Path) -> np.ndarray:
     """Rows of the texts, from the store where it is there."""
     if not out.exists():
@@ -127,14 +116,14 @@ def write(path: Path, figures: dict[str, Any]) -> None:
 @click.option("--layer", default=2, show_default=True)
 @click.option("--m", default=2048, show_default=True, help="Atoms, or latents.")
 @click.option("--k", "ks", multiple=True, type=int, default=(20, 40, 80), show_default=True, help="L0; repeat it.")
-@click.option("--iterations", default=20, show_default=True, help="Outer batches of ours.")
-@click.option("--batch-size", default=16384, show_default=True, help="Samples of an outer batch.")
+@click.option("--iterations", default=40, show_default=True, help="Outer batches of ours.")
+@click.option("--batch-size", default=8192, show_default=True, help="Samples of an outer batch.")
 @click.option(
     "--learning-rate",
     "rates",
     multiple=True,
     type=float,
-    default=(4e-4, 1e-3, 2e-3),
+    default=(1e-3, 2e-3, 4e-3),
     show_default=True,
     help="Of the SAE; repeat it.",
 )
@@ -170,9 +159,11 @@ def main(
         for k in ks:
             ours = _ours(folder, rows, m, k, {"max_iter": iterations, "batch_size": batch_size} | json.loads(setting))
             sae = _sae(folder, rows, held_out, m, k, 10 * iterations * batch_size, rates, dead_window)
-            for name, dictionary in (("ours", ours), ("SAE", decoder(sae, k))):
-                for encoder in ("mp", "omp"):
-                    dictionaries[f"{name} k={k} {encoder}"] = with_encoder(dictionary, encoder)
+            for encoder in ("mp", "omp"):
+                for name, known in (("ours", ours), ("SAE", dbk.interop.from_saelens(sae))):
+                    dictionaries[f"{name} k={k} {encoder}"] = dbk.Dictionary(
+                        known.atoms, k, mean=known.mean, encoder=encoder
+                    )
             dictionaries[f"SAE k={k} native"] = sae
             figures["took"][k] = {
                 name: json.loads((folder / f"{name}-{k}.json").read_text(encoding="utf-8")) for name in ("ours", "sae")
