@@ -117,7 +117,7 @@ def embeddings_of(paths: list[str], name: str | None, where: str) -> StoredEmbed
     for path in paths:
         message, batches = read_messages(path)
         try:
-            columns = columns_of(pa.ipc.read_schema(pa.py_buffer(message)), path)
+            columns = columns_of(_schema(pa, message, path), path)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise ValueError(f"{path} is not a readable Arrow file: {error}") from error
         tables.append((path, columns, batches))
@@ -142,6 +142,13 @@ def embeddings_of(paths: list[str], name: str | None, where: str) -> StoredEmbed
             if found is not None and called is not None:
                 coords[called] = found
     return StoredEmbeddings(rows, chosen.name, window, coords)
+
+
+def _schema(pa: Any, message: bytes | None, path: str) -> Any:
+    if message is not None:
+        return pa.ipc.read_schema(pa.py_buffer(message))
+    with pa.OSFile(path) as stream, pa.ipc.open_file(stream) as file:
+        return file.schema
 
 
 def _in_words(columns: dict[str, Column | OtherColumn]) -> str:
@@ -177,7 +184,7 @@ def _rows(
 
 
 def _rows_of(path: str, batch: Batch, columns: dict[str, Column | OtherColumn], column: Column, first: int) -> _Rows:
-    node = buffer = 0
+    node = buffer = view = 0
     for name, other in columns.items():
         if name == column.name:
             break
@@ -187,6 +194,9 @@ def _rows_of(path: str, batch: Batch, columns: dict[str, Column | OtherColumn], 
                 "skipped: write the table anew without it, or with it behind"
             )
         node, buffer = node + other.n_nodes, buffer + other.n_buffers
+        if isinstance(other, OtherColumn) and other.n_views:
+            buffer += sum(batch.view_buffers[view : view + other.n_views])
+            view += other.n_views
     nodes = batch.nodes[node : node + column.n_nodes]
     buffers = batch.buffers[buffer : buffer + column.n_buffers]
     if len(nodes) < column.n_nodes or len(buffers) < column.n_buffers or nodes[0][0] != batch.n_rows:

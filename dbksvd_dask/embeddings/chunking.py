@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
-from dbksvd_dask.embeddings.checks import BFLOAT16
-from dbksvd_dask.embeddings.stored import StoredEmbeddings, StoredRows, StoredTable
+from dbksvd_dask.embeddings.checks import BFLOAT16, warn_caller
+from dbksvd_dask.embeddings.stored import MOST_CHUNKS_WHOLE, StoredEmbeddings, StoredRows, StoredTable
 
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""
@@ -78,7 +78,13 @@ def _read(part: StoredRows) -> np.ndarray:
 def _boundaries(stored: StoredRows, rows: int) -> list[int]:
     if isinstance(stored, StoredTable):
         return stored.boundaries(rows)
-    step = max(stored.unit, rows // stored.unit * stored.unit)
+    most = MOST_CHUNKS_WHOLE * rows
+    if stored.unit > most:
+        warn_caller(
+            f"{stored.path} has chunks of {stored.unit} samples, all of which together are larger than a task should "
+            f"read; each is decoded again for every {most} samples: write it with chunks of fewer, e.g. {rows}"
+        )
+    step = max(min(stored.unit, most), rows // stored.unit * stored.unit)
     return [*range(0, stored.shape[0], step), stored.shape[0]]
 
 

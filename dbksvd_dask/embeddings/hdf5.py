@@ -63,6 +63,8 @@ def hdf5_embeddings(path: str, name: str | None) -> StoredEmbeddings:
             arrays = {key: (len(dataset.shape or ()), dataset.dtype) for key, dataset in datasets.items()}
             chosen = str(choose_array(arrays, name, path))
             return StoredEmbeddings(_rows(h5py, datasets[chosen], path, chosen), chosen)
+    except BlockingIOError as error:
+        raise ValueError(f"{path} is locked: another program has it open for writing; close it there first") from error
     except (OSError, RuntimeError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -73,6 +75,8 @@ def hdf5_embeddings(path: str, name: str | None) -> StoredEmbeddings:
 
 def _rows(h5py: ModuleType, dataset: Any, path: str, name: str) -> StoredRows:
     where = f"{path} ({name!r})"
+    if dataset.shape is None:  # which HDF5 has beside datasets of no elements
+        raise ValueError(f"{where} is empty: it has no shape")
     check_embeddings(dataset, where)
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{where} lies in other files: open those, as one, or copy it into a file of its own")

@@ -83,7 +83,8 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
     -----
     UserWarning
         If the features of a zarr store or dask array are split over chunks, and have to be put together; if rows are
-        taken for features because of the shape alone; if row groups of a Parquet file are too large to be read whole.
+        taken for features because of the shape alone; if row groups of a Parquet file, or chunks of an HDF5
+        dataset, are too large to be read whole; if a tensor of a `.pt` file cannot be a coordinate as it lies there.
 
     Examples
     --------
@@ -105,8 +106,8 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
     array([0., 1., 0.], dtype=float32)
     """
     check_orientation(orientation)
-    if isinstance(source, str) and is_pattern(source):
-        source = matching(source)
+    if isinstance(source, str | os.PathLike) and is_pattern(os.fspath(source)):
+        source = matching(os.fspath(source))
     if are_paths(source):
         if not source:
             raise ValueError("the list of files is empty: name at least one")

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from dbksvd_dask.embeddings.checks import warn_caller
-from dbksvd_dask.embeddings.stored import StoredEmbeddings, StoredTable, needed
+from dbksvd_dask.embeddings.stored import MOST_CHUNKS_WHOLE, StoredEmbeddings, StoredTable, needed
 from dbksvd_dask.embeddings.tables import Column, choose_column, columns_of, coordinate_name
 
 _BATCH_BYTES = 2**20
-_MOST_CHUNKS_WHOLE = 16
-"""A row group of at most so many chunks is read as one; from a larger one a task reads its rows, and those before."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class ParquetRows(StoredTable):
 
     def boundaries(self, rows: int) -> list[int]:
         """Between row groups, as they are decoded from their beginning, or inside those that are too large for that."""
-        cuts, most = [0], _MOST_CHUNKS_WHOLE * rows
+        cuts, most = [0], MOST_CHUNKS_WHOLE * rows
         for group in self.groups:
             stop = group.first + group.n_samples
             if stop - cuts[-1] > rows and group.first > cuts[-1]:

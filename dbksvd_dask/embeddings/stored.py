@@ -15,6 +15,9 @@ import numpy as np
 from dbksvd_dask.embeddings.rows import bounds, unreadable
 from dbksvd_dask.retry import retrying
 
+MOST_CHUNKS_WHOLE = 16
+"""What is stored together, as row groups and chunks are, is read as one up to so many chunks of ours, else in parts."""
+
 
 class StoredRows:
     """An array in one or several files: where it lies, not what it holds.

@@ -37,6 +37,8 @@ class OtherColumn:
     dtype: str
     n_nodes: int
     n_buffers: int | None
+    n_views: int
+    """Arrays of views, of whose buffers each message says how many more there are."""
 
 
 def columns_of(schema: Any, path: str) -> dict[str, Column | OtherColumn]:
@@ -53,10 +55,11 @@ def choose_column(columns: dict[str, Column | OtherColumn], name: str | None, pa
     arrays: dict[Hashable, tuple[int, object]] = {}
     for key, column in columns.items():
         arrays[key] = (len(column.sizes) + 1 if isinstance(column, Column) else 1, column.dtype)
-    chosen = columns[str(choose_array(arrays, name, path, windows=True))]
+    key = str(choose_array(arrays, name, path, windows=True))
+    chosen = columns[key]
     if not isinstance(chosen, Column) or not 1 <= len(chosen.sizes) <= 2:
         raise ValueError(
-            f"{path} ({name!r}) is a column of {chosen.dtype}, not of lists of one length: embeddings have one list of "
+            f"{path} ({key!r}) is a column of {chosen.dtype}, not of lists of one length: embeddings have one list of "
             "all their features a sample, or lists of such lists, a window"
         )
     return chosen
@@ -94,31 +97,35 @@ def _column(pa: Any, field: Any) -> Column | OtherColumn:
         sizes.append(kind.list_size if pa.types.is_fixed_size_list(kind) else None)
         wide.append(pa.types.is_large_list(kind))
         kind = _storage(kind.value_type)
-    n_nodes, n_buffers = _layout(pa, field.type)
+    n_nodes, n_buffers, n_views = _layout(pa, field.type)
     if n_buffers is None or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return OtherColumn(str(field.type), n_nodes, n_buffers)
+        return OtherColumn(str(field.type), n_nodes, n_buffers, n_views)
     return Column(field.name, tuple(sizes), tuple(wide), np.dtype(kind.to_pandas_dtype()), n_nodes, n_buffers)
 
 
-def _layout(pa: Any, kind: Any) -> tuple[int, int | None]:
-    """How many arrays and buffers a message has of a column of this type."""
+def _layout(pa: Any, kind: Any) -> tuple[int, int | None, int]:
+    """How many arrays, buffers and arrays of views a message has of a column of this type."""
     kind, types = _storage(kind), pa.types
     if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
         own = 2
     elif types.is_fixed_size_list(kind) or types.is_struct(kind):
         own = 1
     elif types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind) or types.is_large_binary(kind):
-        return 1, 3
+        return 1, 3, 0
+    elif types.is_dictionary(kind):  # of it, the indices
+        return 1, 2, 0
+    elif types.is_string_view(kind) or types.is_binary_view(kind):
+        return 1, 2, 1
     elif types.is_null(kind):
-        return 1, 0
-    elif types.is_primitive(kind) or types.is_dictionary(kind) or types.is_decimal(kind):
-        return 1, 2
+        return 1, 0, 0
+    elif types.is_fixed_size_binary(kind) or types.is_decimal(kind) or types.is_primitive(kind):
+        return 1, 2, 0
     else:
-        return 1, None
+        return 1, None, 0
     fields = [kind.field(i) for i in range(kind.num_fields)]
     inside = [_layout(pa, field.type) for field in fields]
-    n_buffers = None if any(n is None for _, n in inside) else own + sum(n or 0 for _, n in inside)
-    return 1 + sum(n for n, _ in inside), n_buffers
+    n_buffers = None if any(n is None for _, n, _ in inside) else own + sum(n or 0 for _, n, _ in inside)
+    return 1 + sum(n for n, _, _ in inside), n_buffers, sum(n for _, _, n in inside)
 
 
 def _storage(kind: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dbksvd_dask.embeddings.checks import choose_array
+from dbksvd_dask.embeddings.checks import choose_array, warn_caller
 from dbksvd_dask.embeddings.stored import StoredArray, StoredEmbeddings, needed
 from dbksvd_dask.embeddings.tables import coordinate_name
 from dbksvd_dask.embeddings.untrusted import RefusedStoreError
@@ -21,13 +21,16 @@ from dbksvd_dask.embeddings.untrusted import RefusedStoreError
 def torch_embeddings(path: str, name: str | None) -> StoredEmbeddings:
     """Choose a tensor of a ``.pt`` file, and describe it."""
     loaded = _load(path)
-    tensors: dict[Hashable, Any] = dict(loaded) if isinstance(loaded, Mapping) else {"": loaded}
+    tensors = {str(key): value for key, value in loaded.items()} if isinstance(loaded, Mapping) else {"": loaded}
     arrays = {key: _array(tensor) for key, tensor in tensors.items() if _is_dense(tensor)}
-    described = {key: (len(shape), dtype) for key, (shape, dtype) in arrays.items()}
-    if isinstance(loaded, Mapping) or name is not None or not described:
-        chosen = choose_array(described, name, path, windows=True)
-    else:
-        chosen = ""
+    if not arrays:
+        raise ValueError(
+            f"{path} holds a {type(loaded).__name__} without tensors directly in it: embeddings are a tensor, or one "
+            "of a dict; load it, and save the tensor alone with torch.save"
+        )
+    described: dict[Hashable, tuple[int, object]] = {key: (len(shape), kind) for key, (shape, kind) in arrays.items()}
+    alone = "" in arrays and name is None
+    chosen = "" if alone else str(choose_array(described, name, path, windows=True))
     where = f"{path} ({chosen!r})" if chosen else path
     shape, _ = arrays[chosen]
     rows = _stored(path, tensors[chosen], where)
@@ -36,11 +39,16 @@ def torch_embeddings(path: str, name: str | None) -> StoredEmbeddings:
         rows = StoredArray(path, rows.offset, (shape[0] * window, shape[2]), rows.dtype)
     coords = {}
     for key, (found, dtype) in arrays.items():
-        called = coordinate_name(str(key), dtype, found, shape[:-1])
-        if called is not None:
+        called = coordinate_name(key, dtype, found, shape[:-1])
+        if called is not None and not tensors[key].is_contiguous():
+            warn_caller(
+                f"{path}: {key!r} is a view of a larger tensor, with gaps, or is turned, and left out: save "
+                "tensor.contiguous() to have it as a coordinate"
+            )
+        elif called is not None:
             column = _stored(path, tensors[key], f"{path} ({key!r})")
             coords[called] = StoredArray(path, column.offset, (rows.shape[0],), column.dtype)
-    return StoredEmbeddings(rows, str(chosen) or None, window, coords)
+    return StoredEmbeddings(rows, chosen or None, window, coords)
 
 
 def _load(path: str) -> Any:

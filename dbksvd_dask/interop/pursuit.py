@@ -46,8 +46,8 @@ def exact_pursuit(
         raise ImportError(message, name=error.name) from error
 
     cfg, tensors = sae_lens_disk_loader(path, device, cfg_overrides)
-    found = cfg.get("metadata", {}).get(OURS)
-    if found is None:
+    found = (cfg.get("metadata") or {}).get(OURS)
+    if not isinstance(found, dict) or not {"encoder", "nonnegative", "n_nonzero_coefs", "rtol"} <= found.keys():
         raise ValueError(f"{path} was not written by to_saelens: load it without exact_pursuit")
     if found["encoder"] != "mp":
         raise ValueError(
@@ -79,7 +79,7 @@ def _register() -> None:
             atoms = self.W_dec[: len(self.W_dec) // 2] if signed else self.W_dec
             codes = pursue(rows.reshape(-1, rows.shape[-1]), atoms, found["n_nonzero_coefs"], found["rtol"], signed)
             latents = torch.cat([codes.relu(), (-codes).relu()], dim=1) if signed else codes
-            return self.hook_sae_acts_post(latents.reshape(*rows.shape[:-1], -1))
+            return self.hook_sae_acts_post(latents.reshape(*rows.shape[:-1], self.cfg.d_sae))
 
     register_sae_class(_ARCHITECTURE, PursuitSAE, PursuitConfig)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dbksvd_dask.atoms import UNIT_NORM_TOLERANCE
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.interop.settings import dictionary_from, settings
 from dbksvd_dask.interop.tensors import read_json, read_tensors, write_tensors
@@ -188,18 +189,20 @@ def from_saelens(source: "str | os.PathLike[str] | SAE") -> Dictionary:
         raise ValueError(
             f"{where} has the architecture {architecture!r}, whose decoder is no dictionary of its input: {known} have"
         )
+    ours = _metadata(cfg).get(OURS)
     half = len(decoder) // 2
     folded = len(decoder) == 2 * half and np.array_equal(decoder[half:], -decoder[:half])
+    folded &= not (isinstance(ours, dict) and ours.get("nonnegative") is True)  # whose atoms may be opposite
     rows = decoder[:half] if folded else decoder
     kept, norms = _kept(rows, where)
     found = {
         "n_nonzero_coefs": _k(cfg, rows.shape[1], len(kept), where),
         "nonnegative": not folded and architecture not in _SIGNED,
-        "group_sizes": _group_sizes(cfg, len(kept)),
+        "group_sizes": _group_sizes(cfg, len(kept), where),
         "provenance": _provenance(cfg, where, np.setdiff1d(np.arange(len(rows)), kept)),
     }
-    ours = _metadata(cfg).get(OURS)
-    if isinstance(ours, dict) and ours.get("nonnegative") is not folded:
+    untouched = (np.abs(norms - 1) <= UNIT_NORM_TOLERANCE).all()  # not trained on in SAELens
+    if isinstance(ours, dict) and ours.get("nonnegative") is not folded and untouched:
         return dictionary_from(rows, _mean(cfg, bias, where), found | ours, where)
     atoms = (rows[kept] / norms[kept, None]).astype(np.result_type(rows.dtype, np.float32))
     return dictionary_from(atoms, _mean(cfg, bias, where), found, where)
@@ -279,8 +282,10 @@ def _k(cfg: dict[str, Any], n_features: int, n_atoms: int, where: str) -> int | 
     return round(min(k, n_atoms))
 
 
-def _group_sizes(cfg: dict[str, Any], n_atoms: int) -> list[int]:
+def _group_sizes(cfg: dict[str, Any], n_atoms: int, where: str) -> list[int]:
     widths = cfg.get("matryoshka_widths") or [0]
+    if not isinstance(widths, list | tuple) or not all(isinstance(width, int) for width in widths):
+        raise ValueError(f"{where} has matryoshka_widths={widths!r}: they must be whole numbers")
     return [stop - start for start, stop in pairwise([0, *widths])] if widths[-1] == n_atoms else []
 
 

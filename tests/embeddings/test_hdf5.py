@@ -1,5 +1,7 @@
 """open_embeddings of HDF5 files: datasets of Julia and h5py, and what is damaged, half written or elsewhere."""
 
+import fcntl
+
 import numpy as np
 import pytest
 
@@ -164,6 +166,13 @@ def test_mistakes_are_named(make, error, message, tmp_path):
     path = make(tmp_path / "rows.h5")
     with pytest.raises(error, match=message):
         open_embeddings(path)
+
+
+def test_a_file_that_is_open_for_writing_is_named(tmp_path):
+    with open(write(tmp_path / "rows.h5")) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(ValueError, match=r"rows\.h5 is locked: another program has it open for writing"):
+            open_embeddings(tmp_path / "rows.h5")
 
 
 def test_a_damaged_chunk_is_named_with_its_rows(tmp_path, monkeypatch):
