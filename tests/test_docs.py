@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GUIDES = [ROOT / "README.md", *sorted((DOCS / "howto").glob("*.md"))]
 NEEDED = "sphinx", "myst_nb", "numpydoc", "pydata_sphinx_theme"
-MODULES = "bounds", "callbacks", "cluster", "embeddings", "history", "metrics", "plotting", "widgets"
+MODULES = "bounds", "callbacks", "cluster", "embeddings", "history", "interop", "metrics", "plotting", "widgets"
 
 LOADED = "img", "script", "iframe", "source", "video", "audio", "embed", "input", "track"
 """Elements whose `src` is loaded with the page."""

@@ -2,7 +2,8 @@ from .authors import from_npy
 from .hub import from_hub, to_hub
 from .pursuit import exact_pursuit
 from .saebench import saebench_wrapper
-from .saelens import from_saelens, to_saelens
+from .saelens import to_saelens
+from .saelens_decoders import from_saelens
 from .safetensors import from_safetensors, to_safetensors
 
 __all__ = [
