@@ -64,9 +64,12 @@ class Scattered:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Scattered:
-        """Open the files, and cut off what was not counted."""
+        """Open the files, and cut off what was not counted; raises ValueError if rows that were are gone."""
         for i, size in enumerate(self.sizes):
             self._files.append(open(self.path(i), "ab"))
+            if self._files[i].tell() < size * self.dtype.itemsize:
+                self.__exit__()
+                raise _cut_off(self.path(i))
             self._files[i].truncate(size * self.dtype.itemsize)
         return self
 
@@ -181,7 +184,13 @@ def _read_into(rows: np.ndarray, path: Path, offset: int = 0) -> None:
     with open(path, "rb") as stream:
         stream.seek(offset)
         if stream.readinto(rows.view(np.uint8).data) < rows.nbytes:
-            raise ValueError(f"{path} is cut off: rows that were put there are gone; delete its folder to begin anew")
+            raise _cut_off(path)
+
+
+def _cut_off(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is cut off: rows that were put there are gone; delete the hidden folder it is in to begin anew"
+    )
 
 
 def _random(seed: int, *numbers: int) -> np.random.Generator:

@@ -110,7 +110,13 @@ class _Writer:
         self._noted = monotonic()
 
     def __enter__(self) -> _Writer:
-        self._contexts = os.open(self._unfinished.folder / CONTEXTS, os.O_RDWR | os.O_CREAT)
+        columns, path = self._cutting.columns, self._unfinished.folder / CONTEXTS
+        n_bytes = self._n_contexts * (columns.stop - columns.start) * 4
+        self._contexts = os.open(path, os.O_RDWR | os.O_CREAT)
+        if os.fstat(self._contexts).st_size < n_bytes:
+            os.close(self._contexts)
+            raise ValueError(f"{path} is cut off: delete {self._unfinished.folder} to begin anew")
+        os.ftruncate(self._contexts, n_bytes)  # what was not noted may be of other texts
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -68,6 +68,8 @@ def write_harvest(
     path = unfinished.folder / "store"
     if progress.n_files == 0:
         _create(path, rows, cutting, unfinished, attributes)
+    for draft in path.rglob("*.partial"):  # of the chunks that zarr wrote when it was killed
+        draft.unlink()
     group = zarr.open_group(path, mode="r+")
     arrays = {name: group[name] for name in rows.dtype.names or ()}
     bar = tqdm(total=n_rows, initial=progress.n_rows, unit="token", unit_scale=True, desc="shuffle", disable=None)
@@ -119,9 +121,7 @@ def _create(path: Path, rows: Scattered, cutting: Cut, unfinished: Unfinished, a
     columns = cutting.columns.stop - cutting.columns.start
     dtype = np.dtype("f4" if rows.dtype["embeddings"].base == np.uint16 else rows.dtype["embeddings"].base)
     rows_per_chunk = max(1, CHUNK_BYTES // (n_features * dtype.itemsize))
-    rows_per_chunk = 1 << (
-        rows_per_chunk.bit_length() - 1
-    )  # a power of two: so tasks of as many rows hold whole chunks
+    rows_per_chunk = 1 << (rows_per_chunk.bit_length() - 1)  # a power of two: tasks of as many rows hold whole chunks
     position = np.int16 if columns <= np.iinfo(np.int16).max else np.int32
 
     def later(shape: tuple[int, ...], dtype: np.dtype | type, rows_per_chunk: int = rows_per_chunk) -> da.Array:

@@ -46,9 +46,10 @@ def harvest(
     """Harvest the embeddings of the tokens of texts from a layer of a language model into a zarr store.
 
     A sample is a token in its context: special tokens and padding are left out. The samples come in random order, all
-    orders being equally likely, whatever their number. What is in memory is the model, a batch, and
-    ``shuffle_buffer`` samples; meanwhile the samples lie in a hidden folder beside ``out``. A harvest that was
-    killed goes on where it was when it is called again with the same arguments, and gives the same bits.
+    orders being equally likely, whatever their number. What is in memory is the model, the tokens of
+    a document, a batch, and ``shuffle_buffer`` samples; meanwhile the samples lie in a hidden folder beside ``out``. A
+    harvest that was killed goes on where it was when it is called again with the same arguments, and gives the same
+    bits.
 
     Parameters
     ----------
@@ -102,15 +103,14 @@ def harvest(
         If there is something at ``out`` that may not be replaced.
     FileNotFoundError
         If there is no such model, or no such text file.
-    FloatingPointError
-        If an embedding is not finite, or too large for ``dtype``.
     OSError
         If there is no room on the disk: call again when there is.
     TypeError
         If an argument, or a text, is of a wrong type.
     ValueError
         If the model has no such layer or no hidden states, or reads fewer tokens than ``context_length``; if the texts
-        have no such column, or no tokens; or if an unfinished harvest at ``out`` is of other texts or parameters.
+        have no such column, or no tokens; if an embedding is not finite, or too large for ``dtype``; or if an
+        unfinished harvest at ``out`` is of other texts or parameters.
 
     Examples
     --------
@@ -143,6 +143,7 @@ def harvest(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Unfinished(target, parameters, anew=overwrite) as unfinished:
+            check_place(out, "a harvest", is_harvest, overwrite=overwrite)  # another may have ended since
             windows = cutting.windows(documents, max_tokens)
             rows = scatter_embeddings(cutting, batches(windows, batch_size), layer, dtype, unfinished, max_tokens)
             attributes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,8 +50,8 @@ def open_model(
     TypeError
         If ``model`` or ``tokenizer`` is something else.
     ValueError
-        If a folder holds no model, if the model does not read tokens or gives no hidden states, or if a passed model
-        needs a ``tokenizer``.
+        If a folder holds no model, if the model does not read tokens or gives no hidden states, if it cannot be moved
+        to ``device``, or if a passed model needs a ``tokenizer``.
     """
     try:
         import torch
@@ -62,17 +63,24 @@ def open_model(
     if isinstance(model, str | os.PathLike):
         loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        dtype = torch.float32 if str(device) == "cpu" else "auto"
         name = os.fspath(model)
-        model = _load(loader, "model", name, dtype=dtype).to(device)
+        model = _moved(_load(loader, "model", name, dtype=dtype), device)
     elif isinstance(model, transformers.PreTrainedModel):
         name = model.name_or_path
-        model = model if device is None else model.to(device)
+        model = model if device is None else _moved(model, device)
     else:
         raise TypeError(
             f"model={model!r} is a {type(model).__name__}: pass the path or name of a transformers model, or the model"
         )
     return LanguageModel(model, _open_tokenizer(tokenizer, name, type(model).__name__))
+
+
+def _moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:  # torch raises the first where it was built without CUDA
+        raise ValueError(f"the model cannot be moved to device={str(device)!r}: {error}") from error
 
 
 def _open_tokenizer(tokenizer: Any, name: str, kind: str) -> PreTrainedTokenizerBase:
@@ -159,7 +167,7 @@ class LanguageModel:
                 f"layer={layer} is not in {self.name}, which has {self.n_layers} blocks: pass 0 (what goes into the "
                 f"first) … {self.n_layers} (what the last gives), or −1 … {-self.n_layers - 1} counted from the last"
             )
-        return layer % (self.n_layers + 1)
+        return operator.index(layer) % (self.n_layers + 1)
 
     def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int) -> torch.Tensor:
         """Hidden states of a layer; the blocks after it, and the head, are not computed.

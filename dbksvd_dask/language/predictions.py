@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 
+_PREDICTIONS = 256
+"""Whose divergences are computed at a time."""
+
+
 def open_causal(model: Any, tokenizer: Any, device: Any) -> LanguageModel:
     """Open a model, and see that it predicts the next token from those before it only.
 
     Raises
     ------
     ValueError
-        If it predicts no tokens, or looks at later ones.
+        If it predicts no tokens, looks at later ones, or predicts NaN.
     """
     import torch
 
@@ -31,6 +35,8 @@ def open_causal(model: Any, tokenizer: Any, device: Any) -> LanguageModel:
     logits = getattr(output, "logits", None)
     if logits is None or logits.shape[:2] != tokens.shape:
         raise ValueError(f"{type(opened.model).__name__} does not predict tokens: pass a model of AutoModelForCausalLM")
+    if logits.isnan().any():
+        raise ValueError(f"{opened.name} predicts NaN, computing in {logits.dtype}: its weights may be damaged")
     if not torch.allclose(*logits[:, :2].float(), rtol=1e-2, atol=1e-3):
         raise ValueError(f"{opened.name} is not a causal model: what it predicts for a token depends on those after it")
     return opened
@@ -49,8 +55,14 @@ def log_probabilities(
     }
 
     def splice(hidden_states: torch.Tensor) -> torch.Tensor:
+        reconstructed = torch.as_tensor(rows, dtype=hidden_states.dtype, device=hidden_states.device)
+        if not torch.isfinite(reconstructed).all():
+            raise ValueError(
+                f"a reconstruction is too large for {reconstructed.dtype}, in which {model.name} computes: load the "
+                "model in bfloat16 or float32 (dtype=… of from_pretrained)"
+            )
         replaced = hidden_states.clone()
-        replaced[is_text] = torch.as_tensor(rows, dtype=replaced.dtype, device=replaced.device)
+        replaced[is_text] = reconstructed
         return replaced
 
     with torch.inference_mode():
@@ -60,6 +72,7 @@ def log_probabilities(
             with model.replaced(layer, splice):
                 logits = model.model(**inputs).logits
         counted = logits[:, :-1][is_text[:, :-1] & is_text[:, 1:]]
+        del logits  # each of these has a value for every token and every word of the vocabulary
         return torch.log_softmax(counted.to(torch.promote_types(counted.dtype, torch.float32)), dim=-1)
 
 
@@ -79,7 +92,8 @@ class Losses:
         targets = torch.from_numpy(batch.input_ids[:, 1:][counted]).to(log_q.device)
         self.loss -= float(log_q.gather(1, targets[:, None]).double().sum())
         if log_p is not None:
-            self.kl += float((log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum())
+            for some_p, some_q in zip(log_p.split(_PREDICTIONS), log_q.split(_PREDICTIONS), strict=True):
+                self.kl += float((some_p.exp() * (some_p - some_q)).sum(dim=1).double().sum())
         self.count += len(targets)
         return log_q
 

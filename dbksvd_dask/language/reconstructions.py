@@ -11,6 +11,9 @@ import numpy as np
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.metrics import ErrorSums, atom_usage
 
+_ROWS_OF_CODES = 1024
+"""Whose codes an autoencoder makes at a time: they are dense, in memory m values a row."""
+
 
 class Reconstruction(ABC):
     """Rows to rows of the same width, and what is counted on the way.
@@ -100,13 +103,15 @@ class OfAutoencoder(Reconstruction):
         import torch
 
         weights = next(iter(self._autoencoder.parameters()), torch.empty(0))
+        every, found = torch.from_numpy(rows), []
         with torch.inference_mode():
-            codes = self._autoencoder.encode(torch.from_numpy(rows).to(weights))
-            found = self._autoencoder.decode(codes)
-            used = (codes.to_dense() if codes.layout != torch.strided else codes) != 0
-        self.n_atoms = used.shape[1]
-        self._count(int(used.sum()), used.sum(0).cpu().numpy())
-        return found.to(torch.from_numpy(rows).dtype).cpu().numpy()
+            for some in every.split(_ROWS_OF_CODES):
+                codes = self._autoencoder.encode(some.to(weights))
+                found.append(self._autoencoder.decode(codes).to(every.dtype).cpu())
+                used = (codes.to_dense() if codes.layout != torch.strided else codes) != 0
+                self.n_atoms = used.shape[1]
+                self._count(int(used.sum()), used.sum(0).cpu().numpy())
+        return torch.cat(found).numpy()
 
 
 class OfFunction(Reconstruction):
@@ -154,6 +159,8 @@ def reconstructions_by(
     named = dictionaries if isinstance(dictionaries, Mapping) else {_kind(dictionaries): dictionaries}
     if not named:
         raise ValueError("dictionaries is empty: pass at least one")
+    if isinstance(n_nonzero_coefs, Sequence) and not n_nonzero_coefs:
+        raise ValueError(f"n_nonzero_coefs={n_nonzero_coefs!r} is empty: pass at least one, or None for each one's own")
     ks: Sequence[int | None] = tuple(n_nonzero_coefs) if isinstance(n_nonzero_coefs, Iterable) else (n_nonzero_coefs,)
     found: list[Reconstruction] = []
     for name, one in named.items():

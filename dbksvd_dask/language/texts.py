@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 Texts: TypeAlias = str | os.PathLike[str] | Iterable[Any]
@@ -32,7 +32,7 @@ def read_texts(texts: Texts, column: str = "text") -> Iterator[str]:
     FileNotFoundError
         If there is nothing at a path.
     TypeError
-        If ``texts`` is none of these, or a row has no text in its column.
+        If ``texts`` is none of these, or a mapping, or a row has no text in its column.
     ValueError
         If there is no such column, a file is not UTF-8, or not JSON lines, or the first text is the path of a file.
 
@@ -45,8 +45,15 @@ def read_texts(texts: Texts, column: str = "text") -> Iterator[str]:
         return _read_path(os.fspath(texts), column)
     if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
         raise TypeError(f"texts={texts!r} is a {type(texts).__name__}: pass a path, a data set or an iterable of str")
-    if type(texts).__module__.partition(".")[0] == "datasets":
+    # A column of a data set has no columns: it is iterated over.
+    if type(texts).__module__.partition(".")[0] == "datasets" and hasattr(texts, "column_names"):
         return _read_dataset(texts, column)
+    if isinstance(texts, Mapping):
+        raise TypeError(f"texts is a {type(texts).__name__} with {', '.join(map(repr, texts))}: pass one of them")
+    if isinstance(texts, Sequence):
+        for text in texts:  # before the hours that those before it may take
+            if isinstance(text, os.PathLike):
+                _check_path(os.fspath(text))
     return _read_items(texts, column)
 
 
@@ -68,9 +75,13 @@ def _read_items(texts: Iterable[Any], column: str) -> Iterator[str]:
             yield text
 
 
-def _read_path(path: str, column: str) -> Iterator[str]:
+def _check_path(path: str) -> None:
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file {path!r}: to pass a text itself, pass a list of texts")
+
+
+def _read_path(path: str, column: str) -> Iterator[str]:
+    _check_path(path)
     if os.path.isdir(path):
         return _read_dataset(_load_dataset(path), column)
     return _read_json_lines(path, column) if path.endswith(".jsonl") else _read_text_file(path)
@@ -78,28 +89,31 @@ def _read_path(path: str, column: str) -> Iterator[str]:
 
 def _read_text_file(path: str) -> Iterator[str]:
     lines: list[str] = []
-    with open(path, encoding="utf-8") as stream:
-        try:
-            for line in stream:
-                if line.strip():
-                    lines.append(line)
-                elif lines:
-                    yield "".join(lines)
-                    lines = []
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
+    for line in _lines(path):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines)
+            lines = []
     if lines:
         yield "".join(lines)
 
 
 def _read_json_lines(path: str, column: str) -> Iterator[str]:
-    with open(path, encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
-            yield _text_of(row, column, f"line {number} of {path}")
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
+        yield _text_of(row, column, f"line {number} of {path}")
+
+
+def _lines(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig") as stream:
+        try:
+            yield from stream
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
 
 
 def _load_dataset(path: str) -> Any:

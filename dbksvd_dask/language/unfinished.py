@@ -103,6 +103,8 @@ class Unfinished:
     def publish(self) -> None:
         """Let the finished store, which is in the folder, take its place."""
         store = self.folder / "store"
+        # Killed from here on it has nothing to go on with: what lies in the folder may be the store that was replaced.
+        (self.folder / _STATE).unlink()
         if self.target.exists():
             exchange(store, self.target)
         else:
@@ -126,6 +128,11 @@ class Unfinished:
             content = json.loads((self.folder / _STATE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Progress()
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder / _STATE}, of an unfinished harvest, is damaged ({error}): "
+                f"delete {self.folder} to begin anew"
+            ) from error
         before = content["parameters"]
         differing = [
             f"{name}={now!r} (it was {before.get(name)!r})"

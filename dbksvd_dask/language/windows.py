@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 MOST_CONTEXT = 512
 """Tokens of a window by default, where the model reads more."""
 
-_TEXTS_AT_ONCE = 64
+_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 64, 2**18
+"""After either a tokenizer is given what there is: what it makes of texts takes a hundred times their room."""
+
 _BATCHES_AT_ONCE = 16
 
 
@@ -60,7 +62,7 @@ class Cut:
         Most tokens of a window, with special tokens.
     before, after : tuple of int
         Special tokens that the tokenizer puts around a text.
-    special : frozenset of int
+    special : set of int
         All special tokens, which are no text wherever they are.
     keep_bos : bool
         Whether ``before`` counts as text.
@@ -70,7 +72,7 @@ class Cut:
     context_length: int
     before: tuple[int, ...]
     after: tuple[int, ...]
-    special: frozenset[int]
+    special: set[int]
     keep_bos: bool = False
 
     @property
@@ -98,6 +100,8 @@ class Cut:
         ------
         TypeError
             If a text is no str.
+        ValueError
+            If a text has half of a surrogate pair.
         """
         left = max_tokens
         context = 0
@@ -121,12 +125,7 @@ class Cut:
         return Window(document, context, input_ids, is_text)
 
     def _tokens(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        texts = iter(texts)
-        n_texts = 0
-        while some := list(islice(texts, _TEXTS_AT_ONCE)):
-            for i, text in enumerate(some, n_texts):
-                if not isinstance(text, str):
-                    raise TypeError(f"text {i} is {text!r}, a {type(text).__name__}: pass texts as str")
+        for some in _texts_at_once(texts):
             yield from self.model.tokenizer(
                 some,
                 add_special_tokens=False,
@@ -134,7 +133,25 @@ class Cut:
                 return_token_type_ids=False,
                 verbose=False,  # of texts that are longer than a window, which is no mistake here
             )["input_ids"]
-            n_texts += len(some)
+
+
+def _texts_at_once(texts: Iterable[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    n_characters = 0
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i} is {text!r}, a {type(text).__name__}: pass texts as str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text {i} is not Unicode that UTF-8 has ({error}): repair it or leave it out") from error
+        some.append(text)
+        n_characters += len(text)
+        if len(some) == _TEXTS_AT_ONCE or n_characters >= _CHARACTERS_AT_ONCE:
+            yield some
+            some, n_characters = [], 0
+    if some:
+        yield some
 
 
 def cut(model: LanguageModel, context_length: int | None = None, *, keep_bos: bool = False) -> Cut:
@@ -152,10 +169,12 @@ def cut(model: LanguageModel, context_length: int | None = None, *, keep_bos: bo
     Raises
     ------
     TypeError
-        If ``context_length`` is no integer.
+        If ``context_length`` is no integer, or ``keep_bos`` no bool.
     ValueError
         If it is longer than the window of the model, or leaves no room for text; or if there is no BOS to keep.
     """
+    if not isinstance(keep_bos, bool):
+        raise TypeError(f"keep_bos={keep_bos!r} is neither True nor False")
     before, after = _special_around(model)
     if context_length is None:
         context_length = min(model.window, MOST_CONTEXT)
@@ -176,7 +195,9 @@ def cut(model: LanguageModel, context_length: int | None = None, *, keep_bos: bo
             f"keep_bos=True, but the tokenizer of {model.name} puts no token before a text: leave it out, or configure "
             "the tokenizer to add one (add_bos_token=True, for most)"
         )
-    return Cut(model, int(context_length), before, after, frozenset(model.tokenizer.all_special_ids), keep_bos)
+    # Those that have a role, like EOS, and those that are only marked so, like <|im_start|>.
+    marked = {token_id for token_id, token in model.tokenizer.added_tokens_decoder.items() if token.special}
+    return Cut(model, int(context_length), before, after, marked.union(model.tokenizer.all_special_ids), keep_bos)
 
 
 def batches(windows: Iterable[Window], batch_size: int) -> Iterator[Batch]:
@@ -218,7 +239,10 @@ def _padded(windows: list[Window]) -> Batch:
 def _special_around(model: LanguageModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before and after a text, by comparing one with and without."""
     plain, whole = (model.tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
-    raise ValueError(f"the tokenizer of {model.name} changes a text when it adds special tokens: {plain} → {whole}")
+    starts = [start for start in range(len(whole) - len(plain) + 1) if whole[start : start + len(plain)] == plain]
+    if len(starts) != 1:
+        raise ValueError(
+            f"it cannot be told which special tokens the tokenizer of {model.name} puts around a text: of 'a' it makes "
+            f"{plain}, and with special tokens {whole}"
+        )
+    return tuple(whole[: starts[0]]), tuple(whole[starts[0] + len(plain) :])

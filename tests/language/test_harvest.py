@@ -26,6 +26,8 @@ from dbksvd_dask.contexts import open_contexts  # noqa: E402
 from dbksvd_dask.language import forward_passes  # noqa: E402
 from dbksvd_dask.language.harvesting import harvest  # noqa: E402
 from dbksvd_dask.language.models import LanguageModel  # noqa: E402
+from dbksvd_dask.language.texts import read_texts  # noqa: E402
+from dbksvd_dask.language.unfinished import Unfinished  # noqa: E402
 
 BERT = LanguageModel(*tiny_models.bert())
 SMALL = {"layer": 2, "context_length": 12, "batch_size": 3, "shuffle_buffer": 40}
@@ -117,7 +119,7 @@ def test_rows_are_rounded_once(dtype, tmp_path):
 def test_what_the_texts_may_be(tmp_path):
     """Files, JSON lines, folders of datasets, and their data sets, give what the texts themselves give."""
     datasets = pytest.importorskip("datasets", reason="needs datasets")
-    (tmp_path / "some.txt").write_text("\n\n".join(TEXTS[:2]) + "\n \n", encoding="utf-8")
+    (tmp_path / "some.txt").write_text("\n\n".join(TEXTS[:2]) + "\n \n", encoding="utf-8-sig")
     (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in TEXTS[2:]), encoding="utf-8")
     dataset = datasets.Dataset.from_dict({"body": TEXTS, "label": [0] * len(TEXTS)})
     dataset.save_to_disk(tmp_path / "saved")
@@ -128,12 +130,19 @@ def test_what_the_texts_may_be(tmp_path):
         "folder": tmp_path / "saved",
         "dataset": dataset,
         "stream": dataset.to_iterable_dataset(),
+        "column": dataset["body"],
+        "column of a stream": dataset.to_iterable_dataset()["body"],
     }
     for name, texts in forms.items():
         Y = harvest(BERT, texts, out=tmp_path / f"{name}.zarr", column="body", **SMALL)
         if name == "files":  # a line ends each document but the last
             assert [TEXTS[i] for i in sorted(set(Y.document.values))] == TEXTS
         xr.testing.assert_identical(Y.drop_attrs().compute(), expected.drop_attrs().compute())
+
+
+def test_the_layer_may_be_an_integer_of_numpy(out, tmp_path):
+    Y = harvest(BERT, TEXTS, out=out, **{**SMALL, "layer": np.arange(3)[2]})
+    np.testing.assert_array_equal(Y, harvest(BERT, TEXTS, out=tmp_path / "expected.zarr", **SMALL))
 
 
 def test_so_many_tokens_and_no_more(out):
@@ -205,6 +214,59 @@ def test_a_killed_harvest_goes_on_and_gives_the_same_bits(tmp_path, out):
     assert sorted(os.listdir(tmp_path)) == ["harvested.zarr", "whole.zarr"]
 
 
+def test_what_zarr_wrote_when_it_was_killed_is_not_in_the_store(out, tmp_path, monkeypatch):
+    def ended(self, **changes):
+        note(self, **changes)
+        if changes.get("n_files", 0) > 10:
+            (self.folder / "store" / "embeddings" / "c.1f.partial").write_bytes(b"half a chunk")
+            raise KeyboardInterrupt
+
+    note = Unfinished.note
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "note", ended)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(BERT, TEXTS, out=out, **SMALL)
+    harvest(BERT, TEXTS, out=out, **SMALL)
+    harvest(BERT, TEXTS, out=tmp_path / "expected.zarr", **SMALL)
+    assert files_of(out) == files_of(tmp_path / "expected.zarr")
+
+
+@pytest.mark.parametrize("replaces", [False, True], ids=["the first store", "in the place of another"])
+def test_a_harvest_that_was_killed_after_it_took_its_place_begins_anew(out, monkeypatch, replaces):
+    """What lies in its folder then is not the finished store, but the one that it has replaced."""
+    if replaces:
+        harvest(BERT, TEXTS[:1], out=out, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "discard", lambda self: None)
+        expected = harvest(BERT, TEXTS, out=out, overwrite=True, **SMALL).load()
+    assert out.with_name(".harvested.zarr.harvest").exists()
+    xr.testing.assert_identical(harvest(BERT, TEXTS, out=out, overwrite=True, **SMALL).load(), expected)
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_what_was_not_noted_before_a_kill_is_not_in_the_store(out, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "discard", lambda self: None)  # as when it is killed
+        interrupted(out)  # before the first note
+    harvest(BERT, TEXTS[3:], out=out, **SMALL)
+    harvest(BERT, TEXTS[3:], out=tmp_path / "expected.zarr", **SMALL)
+    assert files_of(out) == files_of(tmp_path / "expected.zarr")
+
+
+def test_one_that_was_harvested_meanwhile_is_not_overwritten(out, tmp_path, monkeypatch):
+    def enter(self):
+        monkeypatch.undo()
+        harvest(BERT, TEXTS[:1], out=out, **SMALL)
+        return self.__enter__()
+
+    monkeypatch.setattr(Unfinished, "__enter__", enter)
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        harvest(BERT, TEXTS, out=out, **SMALL)
+    xr.testing.assert_identical(
+        open_embeddings(out).compute(), harvest(BERT, TEXTS[:1], out=tmp_path / "expected.zarr", **SMALL).compute()
+    )
+
+
 @pytest.fixture
 def unfinished(out, monkeypatch):
     """Of TEXTS * 5, with some batches done: ended by Ctrl-C."""
@@ -227,6 +289,20 @@ def interrupted(out, **parameters):
     model.hidden_states = ended
     with pytest.raises(KeyboardInterrupt):
         harvest(model, TEXTS * 5, out=out, **{**SMALL, **parameters})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("rows/00.rows", b"", r"00.rows is cut off: rows that were put there are gone"),
+        ("contexts.tokens", b"", r"contexts.tokens is cut off: delete .*harvest to begin anew"),
+        ("state.json", b'{"para', r"state.json, of an unfinished harvest, is damaged .*: delete .*harvest to begin"),
+    ],
+)
+def test_what_is_damaged_is_not_gone_on_with(unfinished, out, file, content, message):
+    (unfinished / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        harvest(BERT, TEXTS * 5, out=out, **SMALL)
 
 
 @pytest.mark.parametrize("texts", [TEXTS[1:] * 5, [*TEXTS[:3], "Other."] * 5, TEXTS[:2], []])
@@ -337,6 +413,9 @@ def test_texts_without_tokens(out, texts, message):
             FileNotFoundError,
             "there is no file 'no/such/file.txt': to pass",
         ),
+        ({"texts": {"text": TEXTS}}, TypeError, "texts is a dict with 'text': pass one of them"),
+        ({"texts": ["one", "\ud800"]}, ValueError, "text 1 is not Unicode that UTF-8 has"),
+        ({"keep_bos": "no"}, TypeError, "keep_bos='no' is neither True nor False"),
         ({"texts": 3}, TypeError, "texts=3 is a int: pass a path, a data set or an iterable of str"),
         ({"texts": ["one", 2]}, TypeError, "text 1 is 2, a int"),
         ({"texts": [__file__]}, ValueError, "which is a file: pass pathlib.Path("),
@@ -348,6 +427,11 @@ def test_arguments_that_cannot_be(out, changes, error, message):
     with pytest.raises(error, match=re.escape(message)):
         harvest(**arguments)
     assert os.listdir(out.parent) == []
+
+
+def test_a_file_that_is_missing_is_told_of_before_the_others_are_read():
+    with pytest.raises(FileNotFoundError, match=r"there is no file 'no/such/file.txt'"):
+        read_texts([Path(__file__), Path("no/such/file.txt")])  # of which nothing is read
 
 
 def test_data_sets_without_the_column(out, tmp_path):
@@ -364,8 +448,10 @@ def test_data_sets_without_the_column(out, tmp_path):
     with pytest.raises(ValueError, match=r"line 1 of .*rows.jsonl has no column 'text', but 'body'"):
         harvest(BERT, tmp_path / "rows.jsonl", out=out, **SMALL)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"latin.txt is not a text in UTF-8"):
-        harvest(BERT, tmp_path / "latin.txt", out=out, **SMALL)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
+    for name in ("latin.txt", "latin.jsonl"):
+        with pytest.raises(ValueError, match=rf"{name} is not a text in UTF-8"):
+            harvest(BERT, tmp_path / name, out=out, **SMALL)
 
 
 def test_what_is_there_is_only_overwritten_on_request_and_if_it_is_a_harvest(out, tmp_path):

@@ -163,6 +163,8 @@ def test_what_is_no_model(tmp_path):
         open_model(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model 'not a/name', neither a folder nor on the Hugging Face Hub"):
         open_model("not a/name")  # nothing is asked for on the network
+    with pytest.raises(ValueError, match="the model cannot be moved to device='gpu'"):
+        open_model(model, device="gpu")
     with pytest.raises(TypeError, match="model=3 is a int"):
         open_model(3)
     with pytest.raises(TypeError, match="is a int, not a transformers tokenizer"):

@@ -1,5 +1,6 @@
 """Splicing a reconstruction into a model gives what transformers gives when its hidden states are replaced by hand."""
 
+import copy
 import json
 
 import numpy as np
@@ -243,6 +244,19 @@ def test_an_autoencoder_reconstructs_by_its_own_encoder_and_decoder(model, token
     assert result.n_atoms == 40
 
 
+def test_an_autoencoder_makes_few_dense_codes_at_a_time(evaluate, monkeypatch):
+    expected = evaluate(Autoencoder())
+    monkeypatch.setattr("dbksvd_dask.language.reconstructions._ROWS_OF_CODES", 5)
+    monkeypatch.setattr("dbksvd_dask.language.predictions._PREDICTIONS", 3)
+    sae, given = Autoencoder(), []
+    encode = sae.encode
+    sae.encode = lambda rows: given.append(len(rows)) or encode(rows)
+    found = evaluate(sae)
+    assert sorted(given) == [4, 5, 5, 5, 5]
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+
+
 def test_the_model_is_left_as_it_was(model, tokenizer, dictionary, evaluate):
     tokens = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -293,6 +307,22 @@ class TestBadInput:
     def test_k_too_large(self, dictionary, evaluate):
         with pytest.raises(ValueError, match="ours: n_nonzero_coefs=25 must be between 1 and the number of atoms, 24"):
             evaluate({"ours": dictionary}, n_nonzero_coefs=(4, 25))
+
+    def test_no_k_at_all(self, dictionary, evaluate):
+        with pytest.raises(ValueError, match=r"n_nonzero_coefs=\[\] is empty"):
+            evaluate(dictionary, n_nonzero_coefs=[])
+
+    def test_a_reconstruction_that_the_model_cannot_hold(self, model, tokenizer):
+        half = copy.deepcopy(model).half()
+        with pytest.raises(ValueError, match=r"too large for torch.float16, in which GPT2LMHeadModel computes"):
+            evaluate_splicing(half, TEXTS, lambda rows: 1e6 + rows, layer=LAYER, tokenizer=tokenizer)
+
+    def test_a_damaged_model(self, model, tokenizer, dictionary):
+        damaged = copy.deepcopy(model)
+        with torch.no_grad():
+            damaged.transformer.h[0].mlp.c_fc.weight[0, 0] = np.nan
+        with pytest.raises(ValueError, match=r"GPT2LMHeadModel predicts NaN, computing in torch.float64"):
+            evaluate_splicing(damaged, TEXTS, dictionary, layer=LAYER, tokenizer=tokenizer)
 
     def test_no_k(self, evaluate):
         with pytest.raises(ValueError, match=r"ours: .*no n_nonzero_coefs of its own"):

@@ -10,7 +10,10 @@ pytest.importorskip("transformers", reason="language models need transformers")
 
 import tiny_models
 from tiny_models import TEXTS, WINDOW
+from tokenizers import AddedToken, Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
+from dbksvd_dask.language import windows as windows_module
 from dbksvd_dask.language.models import LanguageModel
 from dbksvd_dask.language.windows import MOST_CONTEXT, batches, cut
 
@@ -47,6 +50,36 @@ def test_special_tokens_are_no_text_wherever_they_are():
     tokens = KINDS["bert"].tokenizer.convert_ids_to_tokens(window.input_ids.tolist())
     assert tokens == ["[CLS]", "water", "[UNK]", "water", "[MASK]", "[UNK]", "[SEP]"]
     assert window.is_text.tolist() == [False, True, False, True, False, False, False]
+
+
+def test_tokens_that_are_only_marked_as_special_are_no_text():
+    model = LanguageModel(*tiny_models.llama())
+    model.tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    (window,) = cut(model, 20).windows([" water<|im_start|> water"])
+    tokens = model.tokenizer.convert_ids_to_tokens(window.input_ids)
+    assert dict(zip(tokens, window.is_text, strict=True)) == {"<s>": False, "Ġwater": True, "<|im_start|>": False}
+
+
+def test_a_tokenizer_whose_special_tokens_cannot_be_told_from_the_text_is_refused():
+    """It knows no "a", and what it does not know is its BOS."""
+    words = Tokenizer(models.WordLevel({"<s>": 0, "water": 1}, unk_token="<s>"))
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<s>")
+    with pytest.raises(
+        ValueError, match=r"cannot be told which special tokens .* of 'a' it makes \[0\], and .*\[0, 0\]"
+    ):
+        cut(LanguageModel(KINDS["gpt2"].model, tokenizer), 12)
+
+
+def test_long_texts_are_tokenized_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(windows_module, "_CHARACTERS_AT_ONCE", 100)
+    model, given = LanguageModel(*tiny_models.bert()), []
+    expected = [window.input_ids.tolist() for window in cut(KINDS["bert"], 12).windows(TEXTS * 20)]
+    tokenizer, cutting = model.tokenizer, cut(model, 12)
+    model.tokenizer = lambda texts, **options: given.append(len("".join(texts))) or tokenizer(texts, **options)
+    assert [window.input_ids.tolist() for window in cutting.windows(TEXTS * 20)] == expected
+    assert max(given) < 100 + max(map(len, TEXTS))
+    assert sum(given) == len("".join(TEXTS * 20))
 
 
 def test_the_first_token_is_text_on_request():
