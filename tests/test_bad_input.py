@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from sklearn.exceptions import NotFittedError
 
 from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, StopOnPlateau, TimeBudget, open_codes, open_dictionary
-from dbksvd_dask.embeddings import opening
+from dbksvd_dask.embeddings import chunking
 
 N_SAMPLES, N_FEATURES, N_ATOMS, K, ROWS = 300, 8, 12, 3, 100
 
@@ -97,7 +97,7 @@ def spoiled(row, value=np.nan):
 @pytest.fixture
 def chunks_of_100_rows(monkeypatch):
     """Files and arrays in memory are read in chunks of 100 rows of the example."""
-    monkeypatch.setattr(opening, "_rows_per_chunk", lambda shape, dtype: ROWS)
+    monkeypatch.setattr(chunking, "_rows_per_chunk", lambda shape, dtype: ROWS)
 
 
 def in_memory(X):

@@ -356,7 +356,7 @@ def test_what_answers_has_to_be_a_scheduler(client):
     worker, *_ = client.nthreads()
     with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {worker}"):
         cluster.connect(worker, timeout="2s")
-    assert not [found for found in gc.get_objects() if isinstance(found, Client) and found.status == "connecting"]
+    assert not [found for found in gc.get_objects() if type(found) is Client and found.status == "connecting"]
 
 
 PRETEND = """

@@ -8,7 +8,7 @@ from distributed import Client, LocalCluster
 
 from dbksvd_dask import DBKSVD
 from dbksvd_dask.batches import OuterBatches
-from dbksvd_dask.embeddings import opening
+from dbksvd_dask.embeddings import chunking, open_embeddings
 
 N_SAMPLES, N_FEATURES, N_ATOMS, CHUNK = 6000, 48, 96, 2000
 FITS = {
@@ -23,7 +23,7 @@ SOURCES = {"all atoms at once": ["numpy", "dask", "npy"], "inner batches": ["das
 def same_chunks():
     """NumPy arrays and files come in the chunks of the dask array."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "_rows_per_chunk", lambda shape, dtype: CHUNK)
+        patch.setattr(chunking, "_rows_per_chunk", lambda shape, dtype: CHUNK)
         yield
 
 
@@ -55,7 +55,7 @@ def assert_same_bits(expected, sources):
 
 def test_the_batches_of_this_test_have_several_tasks_over_several_chunks(sources):
     for source in sources.values():
-        embeddings = opening.open_embeddings(source).data
+        embeddings = open_embeddings(source).data
         assert embeddings.chunks[0] == (CHUNK,) * 3
         tasks = dask.compute(*OuterBatches(embeddings, 3000, None, seed=0).read(0))
         assert [[len(piece) for piece in pieces] for pieces in tasks] == [[1500], [500, 1000]]
