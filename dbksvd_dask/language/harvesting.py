@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
 import xarray as xr
 
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.language.forward_passes import Dtype, scatter_embeddings
 from dbksvd_dask.language.harvest_store import MARK, is_harvest, write_harvest
 from dbksvd_dask.language.models import LanguageModel, open_model
+from dbksvd_dask.language.numbers import whole_number
 from dbksvd_dask.language.texts import Texts, describe_texts, read_texts
 from dbksvd_dask.language.unfinished import Unfinished
 from dbksvd_dask.language.windows import batches, cut
@@ -117,14 +116,14 @@ def harvest(
     >>> import dbksvd_dask as dbk
     >>> Y = dbk.harvest("gpt2", ["A text.", "Another."], layer=6, out="gpt2.zarr")  # doctest: +SKIP
     """
-    batch_size, shuffle_buffer = _count("batch_size", batch_size), _count("shuffle_buffer", shuffle_buffer)
-    max_tokens = None if max_tokens is None else _count("max_tokens", max_tokens)
-    random_state = _count("random_state", random_state, least=0)
+    batch_size, shuffle_buffer = whole_number("batch_size", batch_size), whole_number("shuffle_buffer", shuffle_buffer)
+    max_tokens = None if max_tokens is None else whole_number("max_tokens", max_tokens)
+    random_state = whole_number("random_state", random_state, least=0)
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(map(repr, get_args(Dtype)))}")
     target = check_place(out, "a harvest", is_harvest, overwrite=overwrite)
     documents = read_texts(texts, column)
-    opened = model if isinstance(model, LanguageModel) else open_model(model, tokenizer, device=device)
+    opened = open_model(model, tokenizer, device=device)
     layer = opened.check_layer(layer)
     cutting = cut(opened, context_length, keep_bos=keep_bos)
 
@@ -163,18 +162,6 @@ def harvest(
             ) from error
         raise
     return open_embeddings(target)
-
-
-def _count(name: str, value: Any, least: int = 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={value!r} is not an integer")
-    if number < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
-    return number
 
 
 def _fingerprint(model: LanguageModel) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | LanguageModel,
     tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
     *,
     causal: bool = False,
@@ -27,8 +27,9 @@ def open_model(
 
     Parameters
     ----------
-    model : str, path or transformers.PreTrainedModel
-        A local folder, a name on the Hugging Face Hub, or the model itself, which is put into evaluation mode.
+    model : str, path, transformers.PreTrainedModel or LanguageModel
+        A local folder, a name on the Hugging Face Hub, or the model itself, which is put into evaluation mode. One that
+        is open already is returned.
     tokenizer : str, path or transformers tokenizer, optional
         By default the one that lies with the model.
     causal : bool, default False
@@ -53,6 +54,10 @@ def open_model(
         If a folder holds no model, if the model does not read tokens or gives no hidden states, if it cannot be moved
         to ``device``, or if a passed model needs a ``tokenizer``.
     """
+    if isinstance(model, LanguageModel):
+        if tokenizer is not None or device is not None:
+            raise TypeError(f"{model.name} is open already, with its tokenizer and on its device: pass neither")
+        return model
     try:
         import torch
         import transformers

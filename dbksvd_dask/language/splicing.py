@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from dbksvd_dask.language.models import LanguageModel
+from dbksvd_dask.language.numbers import whole_number
 from dbksvd_dask.language.predictions import Losses, log_probabilities, open_causal
 from dbksvd_dask.language.reconstructions import Reconstruction, reconstructions_by
 from dbksvd_dask.language.texts import Texts, describe_texts, read_texts
@@ -23,7 +24,7 @@ _BYTES_OF_RECONSTRUCTIONS = 256 * 2**20
 
 
 def evaluate_splicing(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | LanguageModel,
     texts: Texts,
     dictionaries: Any,
     *,
@@ -51,7 +52,7 @@ def evaluate_splicing(
 
     Parameters
     ----------
-    model : str, path or transformers.PreTrainedModel
+    model : str, path, transformers.PreTrainedModel or LanguageModel
         A causal model: folder, name on the Hugging Face Hub, or the model itself.
     texts : path, paths, datasets.Dataset, datasets.IterableDataset or iterable of str
         What is predicted; better not what the dictionaries were learned from. As for `harvest`.
@@ -117,9 +118,10 @@ def evaluate_splicing(
     layer = opened.check_layer(layer)
     reconstructions = reconstructions_by(dictionaries, opened.n_features, n_nonzero_coefs, encoder)
     cutting = cut(opened, context_length)
-    windows = list(cutting.windows(read_texts(texts, column), _positive(max_tokens, "max_tokens")))
+    max_tokens = None if max_tokens is None else whole_number("max_tokens", max_tokens)
+    windows = list(cutting.windows(read_texts(texts, column), max_tokens))
     _check_windows(windows, opened)
-    size = _positive(batch_size, "batch_size") or 1
+    size = whole_number("batch_size", batch_size)
     mean, n_tokens = _mean_hidden_state(opened, windows, layer, size)
     ablations = {"zero": np.zeros_like(mean), "mean": mean}
     clean = Losses()
@@ -149,16 +151,6 @@ def evaluate_splicing(
         "n_predictions": clean.count,
     }
     return _dataset(reconstructions, spliced, clean, ablated).assign_attrs(attributes)
-
-
-def _positive(value: int | None, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}={value!r} is not an integer")
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-    return int(value)
 
 
 def _check_windows(windows: Sequence[Window], model: LanguageModel) -> None:

@@ -171,3 +171,10 @@ def test_what_is_no_model(tmp_path):
         open_model(model, 3)
     with pytest.raises(ValueError, match="pass its tokenizer, too"):
         open_model(model)
+
+
+def test_what_is_open_stays_as_it_is():
+    opened = LanguageModel(*tiny_models.bert())
+    assert open_model(opened) is opened
+    with pytest.raises(TypeError, match="is open already, with its tokenizer and on its device: pass neither"):
+        open_model(opened, device="cpu")
