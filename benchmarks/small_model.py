@@ -168,6 +168,7 @@ def main(
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=window,
+        n_ctx=window,  # as TransformerLens calls it
         n_embd=d,
         n_layer=layers,
         n_head=max(1, d // 64),
