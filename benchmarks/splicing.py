@@ -123,7 +123,7 @@ def write(path: Path, figures: dict[str, Any]) -> None:
     "rates",
     multiple=True,
     type=float,
-    default=(1e-3, 2e-3, 4e-3),
+    default=(4e-4, 1e-3, 2e-3),
     show_default=True,
     help="Of the SAE; repeat it.",
 )

@@ -1,13 +1,16 @@
 """Zarr stores while they are written."""
 
+import shutil
 import warnings
 from collections.abc import Hashable
+from typing import cast
 
 import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from dbksvd_dask.embeddings.guarded import GuardedStore
 
@@ -20,9 +23,20 @@ class Draft(GuardedStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object, unless the store was removed meanwhile."""
-        if key.rpartition("/")[2] != ROOT and not await self.exists(ROOT):
-            raise FileNotFoundError(f"the writing of {self._place} was given up")
+        if key.rpartition("/")[2] == ROOT:
+            await super().set(key, value)
+            return
+        await self._check_there()
         await super().set(key, value)
+        await self._check_there()  # it may have been removed between the two
+
+    async def _check_there(self) -> None:
+        if await self.exists(ROOT):
+            return
+        shutil.rmtree(
+            cast(LocalStore, self._store).root, ignore_errors=True
+        )  # what this task, or another one, has brought back
+        raise FileNotFoundError(f"the writing of {self._place} was given up")
 
 
 def write_zarr(dataset: xr.Dataset, store: Store) -> None:

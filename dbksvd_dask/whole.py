@@ -113,7 +113,7 @@ def _remove(place: Path) -> None:
         place.unlink()
         return
     for _ in range(100):
-        shutil.rmtree(place, ignore_errors=True)
         if not place.exists():
             return
-        sleep(0.05)
+        shutil.rmtree(place, ignore_errors=True)
+        sleep(0.05)  # what a task is writing at this moment comes back

@@ -21,8 +21,10 @@ from distributed import Client, LocalCluster
 from fsspec import AbstractFileSystem
 from fsspec.registry import known_implementations
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
 from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, open_codes, open_dictionary, open_embeddings, retry
+from dbksvd_dask.draft import ROOT, Draft, write_zarr
 from dbksvd_dask.embeddings import chunking
 from dbksvd_dask.retry import ATTEMPTS, may_pass, retrying
 from dbksvd_dask.store import child_names, open_store, publish_store, remove_store
@@ -735,6 +737,22 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path):
         [sys.executable, "-c", WRITES_MORE_THAN_IT_MAY, path], capture_output=True, text=True, check=True
     )
     assert f"{path} cannot be written (File too large)" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+class GivenUpMeanwhile(LocalStore):
+    """Removed between the moment when a task has looked whether it is there and when the task writes."""
+
+    async def set(self, key, value):
+        if not key.endswith(ROOT):
+            shutil.rmtree(self.root, ignore_errors=True)
+        await super().set(key, value)
+
+
+def test_what_a_task_writes_into_a_store_that_was_given_up_does_not_bring_it_back(tmp_path):
+    dataset = xr.Dataset({"x": ("i", da.ones(4, chunks=2))})
+    with pytest.raises(FileNotFoundError, match=r"the writing of x\.zarr was given up"):
+        write_zarr(dataset, Draft(GivenUpMeanwhile(tmp_path / "x.zarr"), "x.zarr"))
     assert list(tmp_path.iterdir()) == []
 
 
