@@ -1,7 +1,9 @@
-"""What atoms and their labels have to be."""
+"""What atoms, their labels and their provenance have to be."""
 
+import json
 from collections.abc import Mapping
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -62,3 +64,22 @@ def check_labels(labels: Mapping[int, str], n_atoms: int) -> dict[int, str]:
         except UnicodeEncodeError:
             raise ValueError(f"the label of atom {atom}, {text!r}, has half a character: it cannot be kept") from None
     return {int(atom): str(labels[atom]) for atom in sorted(labels)}
+
+
+def check_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as a dict that can be kept as JSON, or an error.
+
+    Examples
+    --------
+    >>> check_provenance({"learning rate": np.float32(0.1)})
+    Traceback (most recent call last):
+    ...
+    TypeError: provenance cannot be kept as JSON (Object of type float32 is not JSON serializable): ...
+    """
+    try:
+        json.dumps(dict(provenance))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"provenance cannot be kept as JSON ({error}): pass a mapping of text to text, numbers, lists and mappings"
+        ) from error
+    return dict(provenance)

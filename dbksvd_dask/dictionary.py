@@ -14,7 +14,7 @@ from dask.delayed import delayed
 from scipy.sparse import csr_array, issparse
 
 from dbksvd_dask import metrics
-from dbksvd_dask.atoms import check_atoms, check_labels
+from dbksvd_dask.atoms import check_atoms, check_labels, check_provenance
 from dbksvd_dask.batches import read_in_order
 from dbksvd_dask.checkpoint_store import KIND, open_checkpoint
 from dbksvd_dask.codes import SparseCodes, open_codes
@@ -61,7 +61,7 @@ class Dictionary:
     Raises
     ------
     TypeError
-        If the atoms are not floating, or labels not whole numbers with text.
+        If the atoms are not floating, labels not whole numbers with text, or the provenance is not JSON.
     ValueError
         If the atoms are not two-dimensional, finite and of unit norm, or the other parameters do not fit them.
 
@@ -99,7 +99,7 @@ class Dictionary:
         self.group_sizes = () if np.shape(group_sizes) == (0,) else check_group_sizes(group_sizes, self.n_atoms)
         Pursuit(1, encoder, nonnegative, rtol)  # refuses what is not allowed or does not go together
         self.history = xr.Dataset() if history is None else history
-        self.provenance = dict(provenance or {})
+        self.provenance = check_provenance(provenance or {})
         self.labels = check_labels(labels or {}, self.n_atoms)
 
     @property

@@ -6,9 +6,9 @@ from typing import Any
 import click
 from dask.diagnostics import ProgressBar as TaskProgressBar
 
+from dbksvd_dask.cli.dictionaries import open_any_dictionary
 from dbksvd_dask.cli.options import client, embeddings_options, open_selected, run_options
 from dbksvd_dask.cli.output import errors_in_one_line, show
-from dbksvd_dask.dictionary import open_dictionary
 from dbksvd_dask.store import check_target
 
 
@@ -35,10 +35,14 @@ def encode(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Encode EMBEDDINGS by a DICTIONARY that `dbksvd fit` has written."""
+    """Encode EMBEDDINGS by a DICTIONARY.
+
+    DICTIONARY is a store of `dbksvd fit` or a checkpoint, a .safetensors or .npy file, a folder of SAELens, or a
+    downloaded repository of the Hugging Face Hub.
+    """
     with errors_in_one_line(), client(scheduler):
         check_target(output, "codes", overwrite=overwrite)
-        opened = open_dictionary(dictionary)
+        opened = open_any_dictionary(dictionary)
         codes = opened.encode(
             open_selected(embeddings, name, orientation, where), n_nonzero_coefs, encoder=encoder, refit=refit
         )

@@ -1,11 +1,9 @@
 """``dbksvd export``."""
 
-from pathlib import Path
-
 import click
 
+from dbksvd_dask.cli.dictionaries import open_any_dictionary
 from dbksvd_dask.cli.output import errors_in_one_line, show
-from dbksvd_dask.dictionary import Dictionary, open_dictionary
 
 _NAMED = ("saelens", "hub")
 
@@ -44,7 +42,7 @@ def export(
         model, hook = model_name or "", hook_name or ""
         if to in _NAMED and not (model and hook):
             raise ValueError(f"--to {to} needs --model-name and --hook-name")
-        opened = _open(dictionary)
+        opened = open_any_dictionary(dictionary)
         if n_nonzero_coefs is not None:
             opened.n_nonzero_coefs = opened._check_k(n_nonzero_coefs)
         if to == "saelens":
@@ -65,19 +63,3 @@ def export(
             opened.to_zarr(output, overwrite=overwrite)
     facts = {"atoms": opened.n_atoms, "features": opened.n_features, "k": opened.n_nonzero_coefs}
     show(facts | {"format": to, "output": output}, as_json)
-
-
-def _open(path: str) -> Dictionary:
-    """A dictionary of any format, told by what is at the path."""
-    from dbksvd_dask import interop
-
-    place = Path(path).expanduser()
-    if place.suffix == ".npy":
-        return interop.from_npy(place)
-    if place.suffix == ".safetensors":
-        return interop.from_safetensors(place)
-    if (place / "cfg.json").is_file():
-        return interop.from_saelens(place)
-    if (place / "dictionary.safetensors").is_file():
-        return interop.from_hub(place)
-    return open_dictionary(path)

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 from dictionaries import assert_same, dictionary
 
-from dbksvd_dask import open_dictionary
+from dbksvd_dask import open_codes, open_dictionary
+from dbksvd_dask.cli import main
 from dbksvd_dask.cli.export import export
 from dbksvd_dask.interop import from_hub, from_saelens, from_safetensors, to_saelens, to_safetensors
 
@@ -44,6 +45,22 @@ def test_a_store_in_every_format_and_back(run, to, options, opened_by):
     assert_same(opened_by(output), D)
     run(output, "--to", "zarr", "-o", "again.zarr")
     assert_same(open_dictionary("again.zarr"), D)
+
+
+@pytest.mark.parametrize(("to", "options"), [("saelens", NAMES), ("hub", NAMES), ("safetensors", [])])
+def test_the_other_commands_take_what_was_exported(run, to, options):
+    D = dictionary()
+    D.to_zarr("fit.zarr")
+    run("fit.zarr", "--to", to, "-o", f"D.{to}", *options)
+    Y = np.random.default_rng(0).standard_normal((5, D.n_features), dtype="float32")
+    np.save("Y.npy", Y)
+    encoded = CliRunner().invoke(main, ["encode", f"D.{to}", "Y.npy", "-o", "codes.zarr"])
+    assert encoded.exit_code == 0, encoded.output
+    np.testing.assert_array_equal(open_codes("codes.zarr").compute().indices, D.encode(Y).indices)
+    if to != "safetensors":  # whose arrays may be embeddings as well
+        told = CliRunner().invoke(main, ["info", f"D.{to}", "--json"])
+        facts = json.loads(told.output)
+        assert (facts["kind"], facts["atoms"], facts["features"]) == ("dictionary", D.n_atoms, D.n_features)
 
 
 def test_a_file_of_the_authors_with_a_k(run):
