@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dbksvd_dask.cli.dictionaries import open_any_dictionary
 from dbksvd_dask.cli.output import errors_in_one_line
-from dbksvd_dask.dictionary import open_dictionary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,7 +59,7 @@ def evaluate(
 
     MODEL is the folder of a causal model of transformers, or its name on the Hugging Face Hub. TEXT is a text file
     (blank lines part the documents), a .jsonl file, or a folder saved by `datasets`. A DICTIONARY is one that `dbksvd
-    fit` has written, or the folder of an SAE that SAELens has saved.
+    fit` has written, or one of another format; the folder of an SAE of SAELens encodes by itself.
     """
     with errors_in_one_line():
         from dbksvd_dask.language.splicing import evaluate_splicing  # torch, which other commands do not need
@@ -74,7 +74,7 @@ def evaluate(
 def _open(path: str) -> Any:
     """A dictionary, or an SAE of SAELens."""
     if not (Path(path) / "cfg.json").exists():
-        return open_dictionary(path)
+        return open_any_dictionary(path)
     try:
         from sae_lens import SAE
     except ImportError as error:
