@@ -56,7 +56,7 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_nav_level": 2,
 }
-html_sidebars = {name: [] for name in ("index", "how-it-works", "performance", "changelog", "contributing")}
+html_sidebars = {name: [] for name in ("index", "how-it-works", "performance", "peers", "changelog", "contributing")}
 
 PAGES = {
     "README.md": "index.md",
