@@ -215,11 +215,8 @@ class Dictionary:
         rtol: float | None,
         refit: Literal["none", "lstsq"],
     ) -> Pursuit:
-        k = self.n_nonzero_coefs if n_nonzero_coefs is None else n_nonzero_coefs
-        if k is None:
-            raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs to encode")
         return Pursuit(
-            self._check_k(k),
+            self._k(n_nonzero_coefs),
             encoder=self.encoder if encoder is None else encoder,
             nonnegative=self.nonnegative if nonnegative is None else nonnegative,
             rtol=self.rtol if rtol is None else rtol,
@@ -231,6 +228,13 @@ class Dictionary:
             raise ValueError("group_wise=True, but this dictionary has no groups: it was not learned with matryoshka")
         check_shares(self.group_sizes, k)
         return self.group_sizes
+
+    def _k(self, n_nonzero_coefs: int | None) -> int:
+        """The k that is given, or else the dictionary's own."""
+        k = self.n_nonzero_coefs if n_nonzero_coefs is None else n_nonzero_coefs
+        if k is None:
+            raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs")
+        return self._check_k(k)
 
     def _check_k(self, k: int) -> int:
         if not isinstance(k, Integral):

@@ -44,7 +44,7 @@ def export(
             raise ValueError(f"--to {to} needs --model-name and --hook-name")
         opened = open_any_dictionary(dictionary)
         if n_nonzero_coefs is not None:
-            opened.n_nonzero_coefs = opened._check_k(n_nonzero_coefs)
+            opened.n_nonzero_coefs = opened._k(n_nonzero_coefs)
         if to == "saelens":
             interop.to_saelens(opened, output, model_name=model, hook_name=hook, overwrite=overwrite)
         elif to == "hub":

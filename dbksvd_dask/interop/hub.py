@@ -21,7 +21,6 @@ def to_hub(
     *,
     model_name: str,
     hook_name: str,
-    title: str | None = None,
     license: str | None = None,
     datasets: Sequence[str] = (),
     overwrite: bool = False,
@@ -48,8 +47,6 @@ def to_hub(
         Whose embeddings it is of; the card names it as base model where it can be the name of one on the Hub.
     hook_name : str
         Where in the model they are from, e.g. ``"blocks.3.hook_resid_pre"``.
-    title : str, optional
-        Headline of the card; of sizes, model and hook by default.
     license : str, optional
         Of the dictionary, as the Hub calls it, e.g. ``"mit"``.
     datasets : sequence of str
@@ -85,7 +82,7 @@ def to_hub(
     cfg = saelens_cfg(dictionary, model_name, hook_name)
     facts = {"model_name": model_name, "hook_name": hook_name, "dtype": str(dictionary.dtype)}
     sizes = {"n_atoms": dictionary.n_atoms, "n_features": dictionary.n_features}
-    card = model_card(dictionary, model_name, hook_name, title=title, license=license, datasets=datasets)
+    card = model_card(dictionary, model_name, hook_name, license=license, datasets=datasets)
     with written_whole(check_place(folder, "a repository of to_hub", _is_repository, overwrite=overwrite)) as beside:
         beside.mkdir()
         write_dictionary(dictionary, beside / _DICTIONARY)

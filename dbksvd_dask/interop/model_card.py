@@ -58,7 +58,6 @@ def model_card(
     model_name: str,
     hook_name: str,
     *,
-    title: str | None = None,
     license: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
@@ -74,7 +73,7 @@ def model_card(
     front_matter["tags"] = ["dictionary-learning", "interpretability", "k-svd", "saelens", "sparse-autoencoder"]
     return _CARD.substitute(
         front_matter="\n".join(f"{key}: {_yaml(value)}" for key, value in front_matter.items()),
-        title=title or f"{m:,} atoms of {model_name}, {hook_name}",
+        title=f"{m:,} atoms of {model_name}, {hook_name}",
         model_name=model_name,
         hook_name=hook_name,
         m=m,

@@ -12,6 +12,7 @@ import numpy as np
 
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.interop.pursuit import pursue
+from dbksvd_dask.interop.settings import check_place_in_model
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.pursuit import Pursuit
@@ -84,19 +85,13 @@ def saebench_wrapper(
     """
     if not isinstance(dictionary, Dictionary):
         raise TypeError(f"dictionary is a {type(dictionary).__name__}: pass a Dictionary, such as model.dictionary_")
-    k = dictionary.n_nonzero_coefs if n_nonzero_coefs is None else n_nonzero_coefs
-    if k is None:
-        raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs")
-    if not isinstance(k, Integral):
-        raise TypeError(f"n_nonzero_coefs={k!r} must be a whole number")
-    if not 1 <= k <= dictionary.n_atoms:
-        raise ValueError(f"n_nonzero_coefs={k} must be between 1 and the number of atoms, {dictionary.n_atoms}")
+    k = dictionary._k(n_nonzero_coefs)
     if not isinstance(split, bool | np.bool_):
         raise TypeError(f"split={split!r} must be True or False")
     if split and dictionary.nonnegative:
         raise ValueError("split=True, but the dictionary is nonnegative: there is nothing to split, pass split=False")
     _check_hook(model_name, hook_name, hook_layer)
-    pursuit = Pursuit(int(k), dictionary.encoder, dictionary.nonnegative, dictionary.rtol)
+    pursuit = Pursuit(k, dictionary.encoder, dictionary.nonnegative, dictionary.rtol)
     cfg = SAEBenchConfig(
         model_name=model_name,
         hook_name=hook_name,
@@ -104,7 +99,7 @@ def saebench_wrapper(
         d_in=dictionary.n_features,
         d_sae=dictionary.n_atoms * (2 if split else 1),
         dtype=str(dictionary.dtype),
-        n_nonzero_coefs=int(k),
+        n_nonzero_coefs=k,
         encoder=dictionary.encoder,
         nonnegative=bool(dictionary.nonnegative),
         rtol=float(dictionary.rtol),
@@ -152,11 +147,7 @@ class SAEBenchConfig:
 
 
 def _check_hook(model_name: str, hook_name: str, hook_layer: int) -> None:
-    for name, text in {"model_name": model_name, "hook_name": hook_name}.items():
-        if not isinstance(text, str):
-            raise TypeError(f"{name}={text!r} must be a str")
-        if not text:
-            raise ValueError(f"{name} is empty")
+    check_place_in_model(model_name, hook_name)
     if not isinstance(hook_layer, Integral) or isinstance(hook_layer, bool):
         raise TypeError(f"hook_layer={hook_layer!r} must be a whole number")
     if hook_layer < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dbksvd_dask.dictionary import Dictionary
-from dbksvd_dask.interop.settings import settings
+from dbksvd_dask.interop.settings import check_place_in_model, settings
 from dbksvd_dask.interop.tensors import write_tensors
 from dbksvd_dask.whole import check_place, written_whole
 
@@ -87,12 +87,8 @@ def saelens_cfg(
     dictionary: Dictionary, model_name: str, hook_name: str, n_nonzero_coefs: int | None = None
 ) -> dict[str, Any]:
     """The configuration that SAELens reads; raises and warns as `to_saelens` does."""
-    for name, text in {"model_name": model_name, "hook_name": hook_name}.items():
-        if not isinstance(text, str) or not text.strip():
-            raise TypeError(f"{name}={text!r} must be text: SAELens finds the model and the place in it by that")
-    k = dictionary.n_nonzero_coefs if n_nonzero_coefs is None else dictionary._check_k(n_nonzero_coefs)
-    if k is None:
-        raise ValueError("this dictionary has no n_nonzero_coefs of its own: pass n_nonzero_coefs")
+    check_place_in_model(model_name, hook_name)
+    k = dictionary._k(n_nonzero_coefs)
     if dictionary.encoder != "mp" or dictionary.rtol > 0:
         warnings.warn(
             f'SAELens encodes by plain matching pursuit, but this dictionary by encoder="{dictionary.encoder}" with '

@@ -58,3 +58,20 @@ def dictionary_from(
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{source} makes no dictionary: {error}") from error
+
+
+def check_place_in_model(model_name: str, hook_name: str) -> None:
+    """Raise unless these can be the name of a model and of a place in it.
+
+    Examples
+    --------
+    >>> check_place_in_model("gpt2", "")
+    Traceback (most recent call last):
+    ...
+    ValueError: hook_name is empty: others find the place in the model by it
+    """
+    for name, text in {"model_name": model_name, "hook_name": hook_name}.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{name}={text!r} must be a str")
+        if not text.strip():
+            raise ValueError(f"{name} is empty: others find the place in the model by it")

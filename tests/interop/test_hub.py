@@ -31,13 +31,14 @@ def test_a_repository_gives_the_dictionary_back(tmp_path):
 
 
 def test_the_front_matter_is_what_the_hub_reads(tmp_path):
-    to_hub(dictionary(), tmp_path / "hub", **NAMES, license="mit", datasets=["Salesforce/wikitext"], title='"D": $5 #1')
+    names = NAMES | {"hook_name": '"D": $5 #1'}
+    to_hub(dictionary(), tmp_path / "hub", **names, license="mit", datasets=["Salesforce/wikitext"])
     front_matter, text = card_of(tmp_path / "hub")
     assert front_matter["license"] == "mit"
     assert front_matter["base_model"] == NAMES["model_name"]
     assert front_matter["datasets"] == ["Salesforce/wikitext"]
     assert {"saelens", "dictionary-learning"} <= set(front_matter["tags"])
-    assert '# "D": $5 #1\n' in text
+    assert f'\n# 96 atoms of {NAMES["model_name"]}, "D": $5 #1\n' in text
 
 
 def test_a_local_model_is_no_base_model(tmp_path):

@@ -200,7 +200,7 @@ def test_names_and_k_have_to_be_there(tmp_path):
         to_saelens(without_k, tmp_path / "sae", **NAMES)
     with pytest.raises(ValueError, match="n_nonzero_coefs=4 must be between 1 and the number of atoms, 3"):
         to_saelens(without_k, tmp_path / "sae", **NAMES, n_nonzero_coefs=4)
-    with pytest.raises(TypeError, match="hook_name='' must be text"):
+    with pytest.raises(ValueError, match="hook_name is empty"):
         to_saelens(without_k, tmp_path / "sae", model_name="gpt2", hook_name="", n_nonzero_coefs=1)
     assert not any(tmp_path.iterdir())
 
