@@ -78,19 +78,19 @@ def write_harvest(
     with zarr.config.set({"array.write_empty_chunks": True}), bar, ThreadPoolExecutor(_THREADS) as threads:
         for file, some, order in permuted(rows, most_rows, first=progress.n_files):
             if file > last:
-                _written(unfinished, rows, file, start)
+                _written(unfinished, rows, file)
                 last = file
             cuts = _cuts(start, start + len(order), arrays["embeddings"].chunks[0])
             for done in threads.map(partial(_write, arrays, some, order, start), cuts):
                 bar.update(done)
             start += len(order)
             del some, order  # before the next ones are read
-    _written(unfinished, rows, len(rows.sizes), start)
+    _written(unfinished, rows, len(rows.sizes))
 
 
-def _written(unfinished: Unfinished, rows: Scattered, n_files: int, n_rows: int) -> None:
+def _written(unfinished: Unfinished, rows: Scattered, n_files: int) -> None:
     before = unfinished.progress.n_files
-    unfinished.note(n_files=n_files, n_rows=n_rows)
+    unfinished.note(n_files=n_files)
     for file in range(before, n_files):
         rows.path(file).unlink(missing_ok=True)
 

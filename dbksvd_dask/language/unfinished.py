@@ -33,8 +33,11 @@ class Progress:
     """Whether these were all batches."""
     n_files: int = 0
     """Of the files, those that are in the store."""
-    n_rows: int = 0
-    """Embeddings that are in the store."""
+
+    @property
+    def n_rows(self) -> int:
+        """Embeddings that are in the store."""
+        return sum(self.sizes[: self.n_files])
 
 
 class Unfinished:
