@@ -12,7 +12,7 @@ import numpy as np
 
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.interop.pursuit import pursue
-from dbksvd_dask.interop.settings import check_place_in_model
+from dbksvd_dask.interop.settings import check_dictionary, check_place_in_model
 from dbksvd_dask.kernels import chunk as kernels
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.pursuit import Pursuit
@@ -83,8 +83,7 @@ def saebench_wrapper(
     ...
     ValueError: hook_layer=6, but hook_name='blocks.5.hook_resid_post' is in block 5
     """
-    if not isinstance(dictionary, Dictionary):
-        raise TypeError(f"dictionary is a {type(dictionary).__name__}: pass a Dictionary, such as model.dictionary_")
+    check_dictionary(dictionary)
     k = dictionary._k(n_nonzero_coefs)
     if not isinstance(split, bool | np.bool_):
         raise TypeError(f"split={split!r} must be True or False")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dbksvd_dask.dictionary import Dictionary
-from dbksvd_dask.interop.settings import check_place_in_model, settings
+from dbksvd_dask.interop.settings import check_dictionary, check_place_in_model, settings
 from dbksvd_dask.interop.tensors import write_tensors
 from dbksvd_dask.whole import check_place, written_whole
 
@@ -62,7 +62,7 @@ def to_saelens(
     OSError
         If there is no room: nothing is left of what was written.
     TypeError, ValueError
-        If there is no k, or it is out of range, or a name is not text.
+        If it is no dictionary, there is no k, or it is out of range, or a name is not text.
 
     Warns
     -----
@@ -87,6 +87,7 @@ def saelens_cfg(
     dictionary: Dictionary, model_name: str, hook_name: str, n_nonzero_coefs: int | None = None
 ) -> dict[str, Any]:
     """The configuration that SAELens reads; raises and warns as `to_saelens` does."""
+    check_dictionary(dictionary)
     check_place_in_model(model_name, hook_name)
     k = dictionary._k(n_nonzero_coefs)
     if dictionary.encoder != "mp" or dictionary.rtol > 0:

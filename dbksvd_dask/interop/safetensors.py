@@ -9,7 +9,7 @@ import xarray as xr
 
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings.checks import FORMAT
-from dbksvd_dask.interop.settings import dictionary_from, settings
+from dbksvd_dask.interop.settings import check_dictionary, dictionary_from, settings
 from dbksvd_dask.interop.tensors import json_object, read_tensors, write_tensors
 from dbksvd_dask.whole import check_place, written_whole
 
@@ -38,6 +38,8 @@ def to_safetensors(dictionary: Dictionary, path: str | os.PathLike[str], *, over
         If there is something at `path` that may not be replaced.
     OSError
         If there is no room: nothing is left of what was written.
+    TypeError
+        If it is no dictionary.
 
     Examples
     --------
@@ -48,6 +50,7 @@ def to_safetensors(dictionary: Dictionary, path: str | os.PathLike[str], *, over
     ...     load_file(f"{folder}/dictionary.safetensors")["atoms"].shape
     (3, 3)
     """
+    check_dictionary(dictionary)
     with written_whole(check_place(path, "a dictionary of dbksvd_dask", _is_dictionary, overwrite=overwrite)) as beside:
         write_dictionary(dictionary, beside)
 

@@ -60,6 +60,20 @@ def dictionary_from(
         raise ValueError(f"{source} makes no dictionary: {error}") from error
 
 
+def check_dictionary(dictionary: Any) -> None:
+    """Raise unless it is a dictionary.
+
+    Examples
+    --------
+    >>> check_dictionary(np.eye(3))
+    Traceback (most recent call last):
+    ...
+    TypeError: dictionary is a ndarray: pass a Dictionary, such as model.dictionary_
+    """
+    if not isinstance(dictionary, Dictionary):
+        raise TypeError(f"dictionary is a {type(dictionary).__name__}: pass a Dictionary, such as model.dictionary_")
+
+
 def check_place_in_model(model_name: str, hook_name: str) -> None:
     """Raise unless these can be the name of a model and of a place in it.
 

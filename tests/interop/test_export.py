@@ -1,16 +1,17 @@
 """``dbksvd export``."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from dictionaries import assert_same, dictionary
 
-from dbksvd_dask import open_codes, open_dictionary
+from dbksvd_dask import DBKSVD, open_codes, open_dictionary
 from dbksvd_dask.cli import main
 from dbksvd_dask.cli.export import export
-from dbksvd_dask.interop import from_hub, from_saelens, from_safetensors, to_saelens, to_safetensors
+from dbksvd_dask.interop import from_hub, from_saelens, from_safetensors, to_hub, to_saelens, to_safetensors
 
 NAMES = ["--model-name", "all-MiniLM-L6-v2", "--hook-name", "blocks.3.hook_resid_pre"]
 
@@ -92,3 +93,18 @@ def test_overwriting_has_to_be_asked_for(run):
     assert "--overwrite" in run("D.safetensors", "--to", "saelens", "-o", "sae", *NAMES, code=1)
     run("D.safetensors", "--to", "saelens", "-o", "sae", *NAMES, "--overwrite")
     assert from_saelens("sae").nonnegative
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        partial(to_saelens, model_name="a", hook_name="b"),
+        partial(to_hub, model_name="a", hook_name="b"),
+        to_safetensors,
+    ],
+)
+@pytest.mark.parametrize("other", [np.eye(3), DBKSVD(3, 1), "fit.zarr"], ids=["atoms", "model", "path"])
+def test_what_is_written_has_to_be_a_dictionary(write, other, tmp_path):
+    with pytest.raises(TypeError, match=r"dictionary is a \w+: pass a Dictionary, such as model.dictionary_"):
+        write(other, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
