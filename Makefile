@@ -4,10 +4,11 @@
 
 PYTHON ?= python3
 EXTRAS ?= dev
+CUDA ?= 13
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test test-interop lint docs notebooks clean
+.PHONY: help lab demo test test-gpu test-interop lint docs notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +23,9 @@ demo: .venv/.installed ## fit a dictionary of the embeddings that come with the 
 
 test: lint ## lint, then run the tests and the examples in the docstrings
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: .venv-gpu/.installed ## run the tests where there is a GPU; with a driver for CUDA 12: make test-gpu CUDA=12
+	DBKSVD_GPU=required .venv-gpu/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-interop: .venv-interop/.installed ## run SAEBench on wrapped dictionaries, in an environment of its own
 	.venv-interop/bin/pytest --confcutdir=tests/interop/saebench -o filterwarnings=default --disable-warnings \
@@ -39,13 +43,19 @@ notebooks: .venv/.installed ## run the notebooks and keep their output
 	$(BIN)/python notebooks/execute.py
 
 clean: ## remove the environments, the demo's dictionary, builds and caches
-	rm -rf .venv .venv-interop demo-dictionary.zarr build dist docs/_build docs/_notebooks docs/_widgets docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu .venv-interop demo-dictionary.zarr build dist docs/_build docs/_notebooks docs/_widgets docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dbksvd_dask needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another: make $(MAKECMDGOALS) PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
+	@touch $@
+
+# Not `dev`, whose compiler for kernels is that of CUDA 13.
+.venv-gpu/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install -e ".[test,cuda$(CUDA)]"
 	@touch $@
 
 # SAEBench asks for older packages than it needs: it is installed without its own list.

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dbksvd_dask.device import refuse_cupy
+
 UNIT_NORM_TOLERANCE = 1e-3
 
 
@@ -21,6 +23,7 @@ def check_atoms(atoms: np.ndarray, name: str) -> np.ndarray:
     ...
     ValueError: init row 0 has norm 5: atoms have unit norm; divide each row by its norm
     """
+    refuse_cupy(atoms, name)
     array = np.asarray(atoms)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f'{name} has dtype {array.dtype}: atoms are floating; convert them with .astype("float32")')

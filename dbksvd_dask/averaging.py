@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.backend import backend_of, to_host
 
 DEGREE = 7
 """The t-th dictionary counts about as t^DEGREE: most of the weight is on the last eighth of the iterations."""
@@ -28,7 +28,7 @@ class LearnedAtoms(NamedTuple):
     average: np.ndarray
     """(m, d) floats: the average of each atom over iterations, unit rows."""
     n_averaged: np.ndarray
-    """(m,) int64: how many iterations each average is over."""
+    """(m,) int64: how many iterations each average is over; on the host in any case."""
 
     @classmethod
     def of(cls, atoms: np.ndarray) -> Self:
@@ -52,12 +52,14 @@ class LearnedAtoms(NamedTuple):
         >>> learned.latest, learned.average.round(3), learned.n_averaged
         (array([[0.6, 0.8]]), array([[0.625, 0.781]]), array([2]))
         """
-        same = np.einsum("jf,jf->j", self.average, atoms) >= LEAST_COSINE
+        ops = backend_of(atoms)
+        xp = ops.xp
+        same = to_host(xp.einsum("jf,jf->j", self.average, atoms)) >= LEAST_COSINE
         n_averaged = np.where(same, self.n_averaged, 0)
-        weights = ((DEGREE + 1) / (DEGREE + 1 + n_averaged)).astype(atoms.dtype)[:, np.newaxis]
+        weights = xp.asarray(((DEGREE + 1) / (DEGREE + 1 + n_averaged)).astype(atoms.dtype))[:, np.newaxis]
         average = (1 - weights) * self.average
         average += weights * atoms
-        average /= np.sqrt(cpu.squared_row_norms(average)).astype(atoms.dtype)[:, np.newaxis]
-        kept = (n_averaged == 0) | (self.average == atoms).all(axis=1)
-        average[kept] = atoms[kept]  # to the last bit: new ones, and those that stay as they are
+        average /= xp.sqrt(ops.squared_row_norms(average)).astype(atoms.dtype)[:, np.newaxis]
+        kept = xp.asarray(n_averaged == 0) | (self.average == atoms).all(axis=1)
+        average = xp.where(kept[:, np.newaxis], atoms, average)  # to the last bit: new ones, and those that stay
         return type(self)(atoms, average, n_averaged + 1)

@@ -8,7 +8,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dbksvd_dask.graph import Inner, beside, delayed_of, homes, inner_calls, task
-from dbksvd_dask.kernels.cpu import first_nonfinite_row
+from dbksvd_dask.kernels.backend import backend_of, on_device
 
 ROWS_PER_TASK = 8192
 """Rows of one task. More would leave cores idle; fewer would spend the time on adding up (m, d) sums."""
@@ -16,9 +16,14 @@ ROWS_PER_TASK = 8192
 FEWEST_ROWS_PER_TASK = 1024
 TASKS_OF_SMALL_BATCHES = 8
 
+ROWS_PER_DEVICE_TASK = 32_768
+"""The same on a device, which would wait for Python between shorter tasks; a batch keeps as many devices busy."""
 
-def tasks_of(n_rows: int) -> int:
-    """Tasks that a batch of so many rows is dealt out to."""
+
+def tasks_of(n_rows: int, device: bool = False) -> int:
+    """Tasks that a batch of so many rows is dealt out to, on CPUs or on devices."""
+    if device:
+        return max(-(-n_rows // ROWS_PER_DEVICE_TASK), 1)
     return max(-(-n_rows // ROWS_PER_TASK), min(TASKS_OF_SMALL_BATCHES, n_rows // FEWEST_ROWS_PER_TASK), 1)
 
 
@@ -76,6 +81,7 @@ class OuterBatches:
         self.embeddings = embeddings
         self.shuffle = shuffle
         self.seed = seed
+        self.device = on_device(embeddings._meta)
         self.n_batches = -(-len(embeddings) // batch_size)
         self._sizes = np.array(embeddings.chunks[0])
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -121,7 +127,7 @@ class OuterBatches:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         first, last = self._bounds(iteration)
         n_rows = last - first
-        n_tasks = tasks_of(n_rows)
+        n_tasks = tasks_of(n_rows, self.device)
         bounds = [first + n_rows * i // n_tasks for i in range(n_tasks + 1)]
         return [self._segments(a, b, order, epoch) for a, b in pairwise(bounds)]
 
@@ -148,7 +154,7 @@ class OuterBatches:
 def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Inner]]:
     """Calls that read all rows in storage order, for tasks to make them inside; before each how many rows.
 
-    Each reads whole chunks: as many as make up `ROWS_PER_TASK`, or one larger one. So no task but the one that needs
+    Each reads whole chunks: as many as make up the rows of a task, or one larger one. So no task but the one that needs
     them holds them in memory.
 
     Raises
@@ -156,11 +162,12 @@ def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Inne
     ValueError
         When computed, if a row is not finite: names the chunk and the row.
     """
+    most = ROWS_PER_DEVICE_TASK if on_device(embeddings._meta) else ROWS_PER_TASK
     pieces: list[list[Segment]] = []
     n_rows: list[int] = []
     first_row = 0
     for chunk, size in enumerate(embeddings.chunks[0]):
-        if not pieces or n_rows[-1] + size > ROWS_PER_TASK:
+        if not pieces or n_rows[-1] + size > most:
             pieces.append([])
             n_rows.append(0)
         pieces[-1].append(Segment(chunk, first_row, slice(0, size), (size, embeddings.shape[1])))
@@ -178,16 +185,22 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -
     calls = []
     for piece, home in zip(pieces, homes(len(pieces)), strict=True):
         wanted = [blocks[segment.chunk] for segment in piece]
-        calls.append(task(_read_rows, wanted, tuple(piece), name, home=home))
+        calls.append(task(_read_rows, wanted, tuple(piece), name, on_device(embeddings._meta), home=home))
     return inner_calls(*calls)
 
 
-def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: str) -> list[np.ndarray]:
+def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: str, device: bool) -> list[np.ndarray]:
     for block, segment in zip(blocks, segments, strict=True):
         if block.shape != segment.shape:
             raise ValueError(
                 f"chunk {segment.chunk} of {name} has shape {block.shape}, but its dask array says {segment.shape}: "
                 "give map_blocks (or whatever made it) the chunks that its function returns"
+            )
+        if on_device(block) != device:
+            said, found = ("cupy", "numpy") if device else ("numpy", "cupy")
+            raise ValueError(
+                f"chunk {segment.chunk} of {name} is a {found} array, but its dask array says {said}: give map_blocks "
+                f"(or whatever made it) meta={found}.empty((0, 0), dtype)"
             )
     return [check_finite(block, segment, name) for block, segment in zip(blocks, segments, strict=True)]
 
@@ -195,7 +208,7 @@ def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: st
 def check_finite(block: np.ndarray, segment: Segment, name: str) -> np.ndarray:
     """The rows of a segment of a chunk, or a ValueError that names the first one that is not finite."""
     rows = block[segment.rows]
-    bad = first_nonfinite_row(rows)
+    bad = backend_of(rows).first_nonfinite_row(rows)
     if bad >= 0:
         place = range(len(block))[segment.rows][bad] if isinstance(segment.rows, slice) else segment.rows[bad]
         raise ValueError(

@@ -20,6 +20,7 @@ from dbksvd_dask.dictionary import dictionary_of
 from dbksvd_dask.fingerprint import Fingerprint, differences, fingerprint
 from dbksvd_dask.fit_state import BESIDES, SAME_BITS, FitState, plain, this_cpu, versions
 from dbksvd_dask.history import Iteration
+from dbksvd_dask.kernels.backend import to_host
 from dbksvd_dask.retry import DISK_FULL
 from dbksvd_dask.training import State
 
@@ -114,7 +115,7 @@ def _dataset(model: Any, every: int, fingerprints: Mapping[str, Fingerprint | No
     learned = fit_state.state.learned
     dataset = model.dictionary_.to_xarray().assign(n_averaged=("atom", learned.n_averaged))
     if learned.latest is not learned.average:
-        dataset = dataset.assign(latest_atoms=(("atom", "feature"), learned.latest))
+        dataset = dataset.assign(latest_atoms=(("atom", "feature"), to_host(learned.latest)))
     for name in _ARRAYS:
         value = getattr(model, name)
         if value is not None and not isinstance(value, str):

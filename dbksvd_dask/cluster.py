@@ -1,10 +1,9 @@
 """Clients of Dask clusters, with the settings that a fit wants."""
 
 import signal
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from shlex import quote
 from shutil import which
 from typing import Any
@@ -12,15 +11,17 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Security
-from distributed.diagnostics import nvml
 
 from dbksvd_dask.cluster_arguments import check_address, check_count, check_security, check_timeout, checked_bytes
+from dbksvd_dask.cluster_gpus import checked_gpus, checked_protocol, wants_pool
 from dbksvd_dask.cluster_settings import SETTINGS, SLURM_SETTINGS, chosen, environment, variables
-from dbksvd_dask.fit_state import SAME_BITS, this_cpu
+from dbksvd_dask.cluster_versions import check_versions
+from dbksvd_dask.device import check_gpu
 
 __all__ = ["SETTINGS", "SLURM_SETTINGS", "connect", "cuda", "environment", "local", "slurm"]
 
 _LOOPBACK = "127.0.0.1:0"  # Dask takes ":0" for every network of the machine
+_DEVICE_TRANSFERS = "dbksvd_dask.device_transfers"
 
 
 def local(
@@ -85,14 +86,8 @@ def local(
     options = {"dashboard_address": _LOOPBACK, "security": security, "config": in_force} | options
     if not options.pop("processes", True):
         raise ValueError("processes=False: threads of this process compute where there is no client at all")
-    with dask.config.set(in_force):
-        try:
-            cluster = LocalCluster(n_workers=n_workers, threads_per_worker=threads_per_worker, **options)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the processes did not start ({error}): in a script the client is made under "
-                'if __name__ == "__main__", since they import the script; and options are those of LocalCluster'
-            ) from error
+    with dask.config.set(in_force), _explained_start("LocalCluster"):
+        cluster = LocalCluster(n_workers=n_workers, threads_per_worker=threads_per_worker, **options)
     return _owner(cluster)
 
 
@@ -150,7 +145,7 @@ def connect(address: str, *, security: Security | None = None, timeout: float | 
             "If it speaks TLS, connect to tls:// with security=distributed.Security(...) of the same authority"
         ) from error
     try:
-        _check_versions(client)
+        check_versions(client)
     except BaseException:
         client.close()
         raise
@@ -158,34 +153,72 @@ def connect(address: str, *, security: Security | None = None, timeout: float | 
 
 
 def cuda(
-    *, security: Security | bool | None = None, settings: Mapping[str, Any] | None = None, **options: Any
+    n_workers: int | None = None,
+    CUDA_VISIBLE_DEVICES: str | Sequence[int | str] | None = None,
+    *,
+    protocol: str | None = None,
+    security: Security | bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Client:
-    """Use the GPUs of this machine, with one process and one thread for each. Closing the client ends them.
+    """Use the GPUs of this machine, with one process and one thread for each.
+
+    The processes listen on the loopback interface only. Closing the client ends them. A script has to call this under
+    ``if __name__ == "__main__":``.
 
     Parameters
     ----------
+    n_workers : int, optional
+        Processes to begin with, each with a GPU of its own; by default as many as there are GPUs.
+    CUDA_VISIBLE_DEVICES : str or sequence of int and str, optional
+        The GPUs, as ``[0, 2]``; by default what the environment variable of that name says, or all.
+    protocol : str, optional
+        "ucx", by which arrays go from GPU to GPU, over NVLink where there is one, or "tcp", by which they go through
+        the host. By default UCX between several GPUs if the package distributed-ucxx is there, and no `security`.
     security, settings
         As for `local`.
     **options
-        For `dask_cuda.LocalCUDACluster`, as ``CUDA_VISIBLE_DEVICES=[0, 1]``.
+        For `dask_cuda.LocalCUDACluster`, as ``device_memory_limit=0.8``, beyond which a process moves what it holds to
+        the memory of the host, or ``rmm_pool_size=0.9`` for a pool from which CuPy takes device memory then.
+
+    Returns
+    -------
+    distributed.Client
 
     Raises
     ------
     ImportError
-        If dask-cuda is not installed.
-    RuntimeError
-        If there is no GPU.
+        If dask-cuda or CuPy is not installed, or what an option needs.
+    OSError
+        If there is no GPU, or no driver that CuPy can use.
+    TypeError, ValueError
+        If an argument is not as above.
 
     Examples
     --------
     >>> client = cuda()  # doctest: +SKIP
+    >>> client = cuda(2, rmm_pool_size=0.9)  # doctest: +SKIP
     """
-    make = _imported("dask_cuda", "cuda").LocalCUDACluster
+    check_count("n_workers", n_workers, 1)
     check_security(security)
-    if nvml.device_get_count() == 0:
-        raise RuntimeError("there is no NVIDIA GPU here (nvidia-smi lists them): use dbksvd_dask.cluster.local()")
-    with dask.config.set(chosen(SETTINGS, settings)):
-        return _owner(make(**{"dashboard_address": _LOOPBACK, "security": security} | options))
+    in_force = chosen(SETTINGS, settings)
+    make = _imported("dask_cuda", "cuda13", "cuda12").LocalCUDACluster
+    check_gpu()
+    gpus = checked_gpus(n_workers, CUDA_VISIBLE_DEVICES)
+    n_workers = n_workers or len(gpus)
+    protocol = checked_protocol(protocol, n_workers, security, options)
+    if wants_pool(options):
+        _imported("rmm", "cuda13", "cuda12")
+        options = {"rmm_allocator_external_lib_list": "cupy"} | options
+    wanted = options.get("pre_import") or []
+    options["pre_import"] = [*(wanted.split(",") if isinstance(wanted, str) else wanted), _DEVICE_TRANSFERS]
+    import_module(_DEVICE_TRANSFERS)  # here as well as there, for what comes here
+    options = {"dashboard_address": _LOOPBACK, "security": security, "protocol": protocol} | options
+    with dask.config.set(in_force), _explained_start("LocalCUDACluster"):
+        cluster = make(n_workers=n_workers, CUDA_VISIBLE_DEVICES=gpus, **options)
+    # For workers that are added later: it takes no settings itself.
+    cluster.new_spec["options"].setdefault("config", {}).update(in_force)
+    return _owner(cluster)
 
 
 def slurm(
@@ -263,6 +296,17 @@ def slurm(
     return client
 
 
+@contextmanager
+def _explained_start(of: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the processes did not start ({error}): in a script the client is made under "
+            f'if __name__ == "__main__", since they import the script; and options are those of {of}'
+        ) from error
+
+
 def _owner(cluster: Any) -> Client:
     """A client that closes the cluster when it is closed, as one does that has made its cluster itself."""
     try:
@@ -274,39 +318,15 @@ def _owner(cluster: Any) -> Client:
     return client
 
 
-def _imported(module: str, extra: str) -> Any:
+def _imported(module: str, *extras: str) -> Any:
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} cannot be imported ({error}): pip install 'dbksvd-dask[{extra}]'") from error
+        install = ", or ".join(f"'dbksvd-dask[{extra}]'" for extra in extras)
+        raise ImportError(f"{module} cannot be imported ({error}): pip install {install}") from error
     except ValueError as error:  # dask-jobqueue sets a handler of signals, which only the main thread may
         raise RuntimeError(f"{module} cannot be imported in this thread: import it in the main thread first") from error
     finally:  # dask-jobqueue takes Ctrl-C for itself, with which a fit ends and leaves a model
         if signal.getsignal(signal.SIGINT) is not interrupt:
             signal.signal(signal.SIGINT, interrupt)
-
-
-def _check_versions(client: Client) -> None:
-    """Whether the workers that are there compute as this process does."""
-    here = version("dbksvd-dask")
-    for worker, there in client.run(version, "dbksvd-dask", on_error="return").items():
-        if there != here:
-            found = f"dbksvd_dask {there}" if isinstance(there, str) else "no dbksvd_dask"
-            raise RuntimeError(f"worker {worker} has {found}: pip install dbksvd-dask=={here} there, as here")
-    for package in SAME_BITS:
-        here = version(package)
-        others = {there for there in client.run(version, package, on_error="return").values() if there != here}
-        if others:
-            _warn(f"workers have {package} {_listed(others)}, and this process has {here}")
-    processors = set(client.run(this_cpu, on_error="return").values())
-    if len(processors) > 1:
-        _warn(f"workers have different processors, {_listed(processors)}")
-
-
-def _warn(difference: str) -> None:
-    warnings.warn(f"{difference}: results may differ in their last bits", stacklevel=4)  # where `connect` is called
-
-
-def _listed(found: set[Any]) -> str:
-    return ", ".join(sorted(map(str, found)))

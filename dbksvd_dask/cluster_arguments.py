@@ -6,7 +6,7 @@ from typing import Any
 from dask.utils import format_bytes, parse_bytes, parse_timedelta
 from distributed import Security
 from distributed.comm.addressing import parse_address, parse_host_port
-from distributed.comm.registry import backends
+from distributed.comm.registry import get_backend
 
 LEAST_MEMORY = 300_000_000
 """Bytes: what Python and the libraries take in a worker, and little more."""
@@ -45,9 +45,11 @@ def check_address(address: Any) -> None:
     if not isinstance(address, str):
         raise TypeError(f"address={address!r} must be a string, as 'tcp://scheduler:8786'")
     scheme, place = parse_address(address)
-    if scheme not in backends:
+    try:
+        get_backend(scheme)
+    except ValueError as error:
         dashboard = ", not with that of the dashboard" if scheme.startswith("http") else ""
-        raise ValueError(f"address={address!r} must begin with tcp:// or tls://{dashboard}")
+        raise ValueError(f"address={address!r} must begin with tcp:// or tls://{dashboard}") from error
     try:
         parse_host_port(place)
     except ValueError as error:

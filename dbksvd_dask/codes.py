@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
 
+from dbksvd_dask.device import refuse_cupy
 from dbksvd_dask.embeddings.places import is_url, placed
 from dbksvd_dask.reprs import codes_html
 from dbksvd_dask.store import open_store, write_store
@@ -61,6 +62,8 @@ class SparseCodes:
     def __post_init__(self) -> None:
         """Check that the two arrays go together."""
         arrays = self.indices, self.values
+        for name, array in zip(("indices", "values"), arrays, strict=True):
+            refuse_cupy(array, name)
         if not any(all(isinstance(array, kind) for array in arrays) for kind in (np.ndarray, da.Array)):
             names = ", ".join(sorted({type(array).__name__ for array in arrays}))
             raise TypeError(f"indices and values must be both NumPy arrays or both dask arrays, not {names}")

@@ -18,10 +18,12 @@ from dbksvd_dask.atoms import check_atoms, check_labels, check_provenance
 from dbksvd_dask.batches import read_in_order
 from dbksvd_dask.checkpoint_store import KIND, open_checkpoint
 from dbksvd_dask.codes import SparseCodes, open_codes
+from dbksvd_dask.device import refuse_cupy, warn_of_slow_float64
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import encode_chunk, share_dictionary
 from dbksvd_dask.graph import Lazy, delayed_of, task
+from dbksvd_dask.kernels.backend import on_device
 from dbksvd_dask.kernels.chunk import reconstruct
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.matryoshka import check_group_sizes, check_shares
@@ -167,8 +169,9 @@ class Dictionary:
         Returns
         -------
         SparseCodes
-            In memory for a NumPy array; else lazy, on Dask, in whole chunks of the embeddings: each is read, encoded
-            and let go by one task. Zero rows get empty codes.
+            In memory for a NumPy or CuPy array; else lazy, on Dask, in whole chunks of the embeddings: each is read,
+            encoded and let go by one task. Of NumPy arrays, also where the embeddings are on a device. Zero rows get
+            empty codes.
 
         Raises
         ------
@@ -195,7 +198,10 @@ class Dictionary:
             raise TypeError(f"group_wise={group_wise!r} must be True or False")
         if group_wise:
             pursuit = replace(pursuit, group_sizes=self._groups_for(pursuit.n_nonzero_coefs))
-        shared = share_dictionary(self.atoms, self.mean, pursuit)
+        device = on_device(embeddings.data._meta)
+        if device:
+            warn_of_slow_float64(self.dtype)
+        shared = share_dictionary(self.atoms, self.mean, pursuit, device=device)
         parts = [(n_rows, encode_chunk(rows, shared, pursuit)) for n_rows, rows in read_in_order(embeddings.data)]
         k = pursuit.n_nonzero_coefs
         shapes = [(n_rows, k) for n_rows, _ in parts]
@@ -205,7 +211,7 @@ class Dictionary:
             self.n_atoms,
             {str(name): coord for name, coord in embeddings.coords.items() if coord.dims == ("sample",)},
         )
-        return codes.compute() if isinstance(Y, np.ndarray) else codes
+        return codes.compute() if isinstance(Y, np.ndarray) or on_device(Y) else codes
 
     def _pursuit(
         self,
@@ -275,6 +281,7 @@ class Dictionary:
         >>> Dictionary(np.eye(3), mean=np.ones(3)).decode(np.array([[0.0, 2.0, 0.0]]))
         array([[1., 3., 1.]])
         """
+        refuse_cupy(codes, "codes")
         if len(codes.shape) != 2:
             raise ValueError(f"the codes have shape {codes.shape}: they are two-dimensional, (samples, atoms)")
         if codes.shape[1] != self.n_atoms:

@@ -10,9 +10,10 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dbksvd_dask.batches import ROWS_PER_TASK
+from dbksvd_dask.computing import computing
 from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
-from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels.backend import backend_of, placed, to_host
 from dbksvd_dask.kernels.chunk import Codes, Encoding
 from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.gram import Panel, assemble_gram, gram_panel, panel_starts, panels_coherence
@@ -49,14 +50,14 @@ class AtomVectors(Transferable):
     def __add__(self, other: "AtomVectors") -> "AtomVectors":
         """Sum over two sets of chunks."""
         costs = self.costs + other.costs
-        with costs.stage("update"):
+        with costs.stage("update", self.vectors):
             vectors = self.vectors + other.vectors
         return AtomVectors(vectors, costs)
 
     def __iadd__(self, other: "AtomVectors") -> "AtomVectors":
         """The same, in this one's array."""
         costs = self.costs + other.costs
-        with costs.stage("update"):
+        with costs.stage("update", self.vectors):
             vectors = np.add(self.vectors, other.vectors, out=self.vectors)
         return AtomVectors(vectors, costs)
 
@@ -68,7 +69,7 @@ class Gram(Transferable):
     blocks: tuple[np.ndarray, ...]
     """(m_g, m_g) floats for each group of atoms; one for all of them where there are no groups."""
     coherence: np.ndarray
-    """(m,) floats."""
+    """(m,) floats; NumPy, as what is near."""
     near: np.ndarray
     """(pairs, 2) integers."""
     costs: StageCosts
@@ -87,7 +88,7 @@ class EncodingStatistics:
     def of(cls, encoding: Encoding, n_atoms: int) -> "EncodingStatistics":
         """Statistics of one chunk."""
         chunk = encoding.chunk
-        with encoding.costs.stage("statistics"):
+        with encoding.costs.stage("statistics", chunk.residual):
             errors = ErrorSums.from_parts(encoding.squared_norms, encoding.moments, chunk.residual)
             usage = atom_usage(chunk.indices, n_atoms)
         return cls(errors, usage, encoding.costs)
@@ -108,7 +109,12 @@ class EncodingStatistics:
 
 
 def share_dictionary(
-    atoms: np.ndarray, mean: np.ndarray | None, pursuit: Pursuit, max_coherence: float | None = None
+    atoms: np.ndarray,
+    mean: np.ndarray | None,
+    pursuit: Pursuit,
+    max_coherence: float | None = None,
+    *,
+    device: bool = False,
 ) -> SharedDictionary:
     """A dictionary for all tasks of a graph, with its Gram matrix as a task of that graph.
 
@@ -120,9 +126,13 @@ def share_dictionary(
         That of those tasks; its groups say which parts of the Gram matrix they need.
     max_coherence : float, optional
         Note which atoms are nearer to each other.
+    device : bool
+        Whether the rows are on a device: then the dictionary is moved there, once for all tasks of a worker.
     """
     # In the graph, through the scheduler: what is sent ahead to the workers cannot be made again when they die.
-    shared = task(_wrap, atoms)
+    shared = task(_wrap, atoms, device)
+    if device and mean is not None:
+        mean = task(placed, mean, device)
     starts = panel_starts(len(atoms))
     # Every worker needs the dictionary anyway; left to itself a cluster leaves all panels to the one that has it first.
     panels = [
@@ -134,25 +144,28 @@ def share_dictionary(
     return SharedDictionary(shared, mean, gram, coherence, near, costs)
 
 
-def _wrap(atoms: np.ndarray) -> AtomVectors:
-    return AtomVectors(np.require(atoms, requirements="A"))
+def _wrap(atoms: np.ndarray, device: bool) -> AtomVectors:
+    atoms = placed(atoms, device)
+    return AtomVectors(atoms if device else np.require(atoms, requirements="A"))
 
 
-@single_threaded()
+@computing
 def _gram_panel(atoms: AtomVectors, start: int, max_coherence: float | None) -> tuple[Panel, StageCosts]:
     costs = StageCosts()
-    with costs.stage("gram"):
+    with costs.stage("gram", atoms.vectors):
         panel = gram_panel(atoms.vectors, start, max_coherence)
     return panel, costs
 
 
+@computing
 def _assemble_gram(panels: list[tuple[Panel, StageCosts]], groups: tuple[slice, ...]) -> Gram:
     costs = reduce(add, (panel_costs for _, panel_costs in panels))
-    with costs.stage("gram"):
+    with costs.stage("gram", panels[0][0].products):
         products = assemble_gram([panel for panel, _ in panels])
-        blocks = tuple(np.ascontiguousarray(products[atoms, atoms]) for atoms in groups)
-        coherence = panels_coherence([panel.largest for panel, _ in panels])
-        near = np.concatenate([panel.near for panel, _ in panels])
+        xp = backend_of(products).xp
+        blocks = tuple(xp.ascontiguousarray(products[atoms, atoms]) for atoms in groups)
+        coherence = to_host(panels_coherence([panel.largest for panel, _ in panels]))
+        near = np.concatenate([to_host(panel.near) for panel, _ in panels])
     return Gram(blocks, coherence, near, costs)
 
 
@@ -161,13 +174,13 @@ def _gram_facts(gram: Gram) -> tuple[np.ndarray, np.ndarray, StageCosts]:
 
 
 def encode_chunk(rows: Any, dictionary: SharedDictionary, pursuit: Pursuit) -> tuple[Lazy, Lazy]:
-    """Indices and values of one chunk, as tasks: (n, k) int32 and (n, k) floats."""
+    """Indices and values of one chunk, as tasks: (n, k) int32 and (n, k) floats, NumPy."""
     return task(_encode, rows, *dictionary[:3], pursuit, outputs=2)
 
 
-@single_threaded()
+@computing
 def _encode(rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit) -> Codes:
-    return kernels.encode(rows, atoms.vectors, gram.blocks, mean, pursuit)
+    return Codes(*map(to_host, kernels.encode(rows, atoms.vectors, gram.blocks, mean, pursuit)))
 
 
 def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit: Pursuit) -> Delayed:
@@ -179,7 +192,7 @@ def evaluate_chunks(chunks: Sequence[Any], dictionary: SharedDictionary, pursuit
     return delayed_of(tree_sum(parts))[0]
 
 
-@single_threaded()
+@computing
 def _evaluate(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit
 ) -> EncodingStatistics:

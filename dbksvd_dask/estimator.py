@@ -23,6 +23,7 @@ from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.encoding import evaluate_chunks, share_dictionary
 from dbksvd_dask.graph import without_size_warning
 from dbksvd_dask.inputs import check_parameters, is_lazy, open_rows, refuse_second_argument
+from dbksvd_dask.kernels.backend import on_device, to_host
 from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.memory import MemoryPlan
 from dbksvd_dask.reprs import model_html
@@ -575,7 +576,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._validate_params()
         embeddings = open_rows(self, Y, reset=False)
         check_parameters(self, len(embeddings), len(self.components_))
-        shared = share_dictionary(self.components_, self.mean_, self._pursuit)
+        shared = share_dictionary(self.components_, self.mean_, self._pursuit, device=on_device(embeddings.data._meta))
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         statistics = evaluate_chunks(chunks, shared, self._pursuit)
         with without_size_warning():
@@ -585,7 +586,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def components_(self) -> np.ndarray:
         """The learned atoms, unit rows."""
         check_is_fitted(self)
-        return self._fit_state.state.learned.average
+        return to_host(self._fit_state.state.learned.average)  # while it is fitted on a device they are there
 
     @property
     def dictionary_(self) -> Dictionary:

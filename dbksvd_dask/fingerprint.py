@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dbksvd_dask.kernels.backend import to_host
 from dbksvd_dask.lost_workers import replayed
 
 MOST_BYTES = 2**30
@@ -51,7 +52,7 @@ def fingerprint(embeddings: xr.DataArray) -> Fingerprint:
 
 
 def _digest(block: np.ndarray) -> np.ndarray:
-    digest = hashlib.sha256(np.ascontiguousarray(block).data).digest()
+    digest = hashlib.sha256(np.ascontiguousarray(to_host(block)).data).digest()
     return np.frombuffer(digest, np.uint8)[np.newaxis]
 
 

@@ -18,16 +18,18 @@ from dbksvd_dask.batches import OuterBatches
 from dbksvd_dask.callbacks import Callback
 from dbksvd_dask.checkpoint import Checkpoint, SavedFit, check_same_data
 from dbksvd_dask.checkpoint_store import check_new_checkpoint
+from dbksvd_dask.device import warn_of_slow_float64
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.fingerprint import Fingerprint, fingerprint
 from dbksvd_dask.fit_state import FitState, plain_parameters
 from dbksvd_dask.history import Iteration
 from dbksvd_dask.inputs import check_parameters, check_support, known_atoms, open_held_out, open_rows
 from dbksvd_dask.iteration import Update
+from dbksvd_dask.kernels.backend import on_device
 from dbksvd_dask.known_structure import atoms_of_support
 from dbksvd_dask.lost_workers import replayed
 from dbksvd_dask.matryoshka import group_sizes
-from dbksvd_dask.memory import MemoryPlan, plan_memory
+from dbksvd_dask.memory import MemoryPlan, advising, plan_memory
 from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def fit(
     model._validate_params()
     with _unchanged_unless_iterated(model):
         embeddings = open_rows(model, Y, reset=True)
-        held_out = open_held_out(model, validation)
+        held_out = open_held_out(model, validation, embeddings)
         check_parameters(model, len(embeddings))
         if support is not None:
             support = check_support(support, (len(embeddings), int(model.n_components)))
@@ -82,7 +84,7 @@ def resume(
     with _unchanged_unless_iterated(model):
         embeddings = open_rows(model, Y, reset=True)
         check_same_data(saved.fingerprints["Y"], embeddings, "Y")
-        held_out = open_held_out(model, validation)
+        held_out = open_held_out(model, validation, embeddings)
         check_same_data(saved.fingerprints["validation"], held_out, "validation")
         check_parameters(model, len(embeddings))
         model._fit_state = saved.fit_state
@@ -126,17 +128,19 @@ def plan(model: "DBKSVD", Y: Source, validation: Source | None) -> MemoryPlan:
     model._validate_params()
     model = type(model)(**model.get_params(deep=False))
     embeddings = open_rows(model, Y, reset=True)
-    held_out = open_held_out(model, validation)
+    held_out = open_held_out(model, validation, embeddings)
     check_parameters(model, len(embeddings))
     dtype = _precision(model, embeddings)
     model._fit_state = _new_state(model, 0, np.zeros(embeddings.shape[1], dtype) if model.center else None)
     training, batches = training_of_fit(model, len(embeddings)), batches_of(model, embeddings)
-    return plan_memory(embeddings, held_out, training, batches, int(model.n_components), dtype)
+    return plan_memory(batches, held_out, training, int(model.n_components), dtype)
 
 
 def begin(model: "DBKSVD", embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
     """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
     dtype = _precision(model, embeddings)
+    if on_device(embeddings.data._meta):
+        warn_of_slow_float64(dtype)
     seed = int(check_random_state(model.random_state).randint(np.iinfo(np.int32).max))
     known = known_atoms(model, dtype)
     model.__dict__.pop("_fit_state", None)
@@ -241,8 +245,10 @@ def _iterate(
     iterations = train(batches, held_out, training, model._fit_state.state, n_iterations)
     before = list(model._fit_state.iterations)
     model.stopped_by_ = None
+    learned = model._fit_state.state.learned.latest
     with ExitStack() as stack:
         stack.enter_context(closing(iterations))
+        stack.enter_context(advising(batches, validation, training, len(learned), learned.dtype))
         asking: list[Callable] = []
         for callback in callbacks:
             if isinstance(callback, Callback):
@@ -262,6 +268,9 @@ def _iterate(
         except BaseException:
             model.stopped_by_ = "error"
             raise
+        finally:
+            # A model that is not being fitted can be kept and opened where there is no device.
+            model._fit_state.state = model._fit_state.state.placed(device=False)
 
 
 def _group_sizes(model: "DBKSVD") -> tuple[int, ...]:

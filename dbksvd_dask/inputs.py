@@ -14,9 +14,11 @@ from sklearn.utils.validation import validate_data
 from dbksvd_dask.atoms import check_atoms
 from dbksvd_dask.batches import Segment, check_finite
 from dbksvd_dask.bounds import welch_bound
+from dbksvd_dask.device import refuse_cupy
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.embeddings.several import are_paths
+from dbksvd_dask.kernels.backend import on_device
 from dbksvd_dask.matryoshka import group_sizes
 
 if TYPE_CHECKING:
@@ -40,21 +42,18 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
     name : str
         What errors call the embeddings.
     """
-    if is_lazy(Y):
+    if is_lazy(Y) or on_device(Y):
+        rows: Any = Y
         embeddings = open_embeddings(Y)
         if reset:
             model.n_features_in_ = embeddings.shape[1]
             model.__dict__.pop("feature_names_in_", None)  # those of a DataFrame that it was fitted to before
         _check_features(model, embeddings.shape[1], name)
-        return embeddings
-    if isinstance(Y, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a MaskedArray, whose mask would be lost: drop or fill what it masks first")
-    if name == "Y":
-        rows = validate_data(model, Y, reset=reset, dtype=None, ensure_all_finite=False)
+        if is_lazy(Y):
+            return embeddings
     else:
-        rows = check_array(Y, dtype=None, ensure_all_finite=False, input_name=name)
-        _check_features(model, rows.shape[1], name)
-    embeddings = open_embeddings(rows)
+        rows = _checked_in_memory(model, Y, reset, name)
+        embeddings = open_embeddings(rows)
     # What is in memory is checked before any work; what is read later, when it is read.
     starts = np.cumsum([0, *embeddings.data.chunks[0]])
     for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
@@ -62,9 +61,29 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
     return embeddings
 
 
-def open_held_out(model: "DBKSVD", validation: Source | None) -> xr.DataArray | None:
-    """The held-out embeddings, if there are some, of as many features as the model expects."""
-    return None if validation is None else open_rows(model, validation, reset=False, name="validation")
+def _checked_in_memory(model: "DBKSVD", Y: Any, reset: bool, name: str) -> np.ndarray:
+    """What scikit-learn takes for an array, as an array."""
+    if isinstance(Y, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a MaskedArray, whose mask would be lost: drop or fill what it masks first")
+    if name == "Y":
+        return validate_data(model, Y, reset=reset, dtype=None, ensure_all_finite=False)
+    rows = check_array(Y, dtype=None, ensure_all_finite=False, input_name=name)
+    _check_features(model, rows.shape[1], name)
+    return rows
+
+
+def open_held_out(model: "DBKSVD", validation: Source | None, embeddings: xr.DataArray) -> xr.DataArray | None:
+    """The held-out embeddings, if there are some, of as many features as the model expects, and beside the others."""
+    if validation is None:
+        return None
+    held_out = open_rows(model, validation, reset=False, name="validation")
+    if on_device(held_out.data._meta) != on_device(embeddings.data._meta):
+        there, other = ("Y", "validation") if on_device(embeddings.data._meta) else ("validation", "Y")
+        raise ValueError(
+            f'{there} is on a GPU, but {other} is not: pass open_embeddings({other}, device="cuda"), or both on the '
+            "host"
+        )
+    return held_out
 
 
 def _check_features(model: "DBKSVD", n_features: int, name: str) -> None:
@@ -194,6 +213,7 @@ def check_support(support: Any, shape: tuple[int, int]) -> csr_array:
     csr_array
         Without explicit zeros.
     """
+    refuse_cupy(support, "support")
     dense = isinstance(support, np.ndarray) and not isinstance(support, np.ma.MaskedArray)
     if not issparse(support) and not dense:
         raise TypeError(f"support is a {type(support).__name__}: pass a SciPy sparse array of 0 and 1")

@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
+from dbksvd_dask.computing import computing
 from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, Gram, SharedDictionary
-from dbksvd_dask.graph import Lazy, delayed_of, homes, task, tree_sum
+from dbksvd_dask.graph import Lazy, active_client, delayed_of, homes, task, tree_sum
 from dbksvd_dask.kernels import chunk as kernels
-from dbksvd_dask.kernels import coupling, cpu, passes
-from dbksvd_dask.kernels.blas import single_threaded
+from dbksvd_dask.kernels import coupling, krylov, passes
+from dbksvd_dask.kernels.backend import on_device, placed, to_host
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Group, Pursuit
@@ -52,7 +53,7 @@ class IterationTasks(NamedTuple):
     """What one iteration leaves, as tasks."""
 
     atoms: Delayed
-    """(m, d) floats: the new dictionary."""
+    """(m, d) floats: the new dictionary; on a device where rows are, but from a cluster it comes as a NumPy array."""
     statistics: Delayed
     """`EncodingStatistics` of the batch under the dictionary that the iteration began with."""
     n_duplicates: Delayed
@@ -100,7 +101,7 @@ def iterate(
         order = np.random.default_rng([*seed, _ORDER]).permutation(n_atoms)
         order = order[order >= update.n_fixed]
         new = _update_in_inner_batches(states, dictionary.atoms, order, groups, size, pursuit, update)
-    atoms, n_duplicates, costs = replace_atoms(
+    replaced, n_duplicates, costs = replace_atoms(
         new,
         dictionary,
         update.replace_unused,
@@ -110,6 +111,7 @@ def iterate(
         states,
         [*seed, _REPLACEMENT],
     )
+    atoms = replaced if active_client() is None else task(to_host, replaced)
     return IterationTasks(*delayed_of(atoms, batch_statistics, n_duplicates, costs))
 
 
@@ -150,9 +152,7 @@ def update_all(
 
 
 def _coupling_products(states: Sequence[Lazy], sums: Lazy, directions: Lazy, groups: Sequence[Group]) -> Lazy:
-    return tree_sum(
-        [task(coupling.coupling_products, state, sums, directions, groups, home=state.home) for state in states]
-    )
+    return tree_sum([task(_coupling_product, state, sums, directions, groups, home=state.home) for state in states])
 
 
 def _update_in_inner_batches(
@@ -206,7 +206,7 @@ def _new_vectors(pass_over: Callable[[Any], Lazy], old: Any, first_pass: Lazy, u
     return task(_new_atoms, basis, products, old)
 
 
-@single_threaded()
+@computing
 def _encode(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, pursuit: Pursuit, with_first_pass: bool
 ) -> "_Outputs":
@@ -216,7 +216,7 @@ def _encode(
     if not with_first_pass:
         return _Outputs((encoding.chunk, statistics, errors, None))
     costs = StageCosts()
-    with costs.stage("update"):
+    with costs.stage("update", atoms.vectors):
         sums = passes.first_pass(encoding, atoms.vectors, pursuit.groups(len(atoms.vectors)))
     return _Outputs((encoding.chunk, statistics, errors, AtomVectors(sums, costs)))
 
@@ -238,71 +238,80 @@ class _Outputs:
         return 0
 
 
-@single_threaded()
+@computing
 def _pass_for_all(
     state: EncodedChunk, groups: Sequence[Group], atoms: AtomVectors, directions: AtomVectors
 ) -> AtomVectors:
     costs = StageCosts()
-    with costs.stage("update"):
+    with costs.stage("update", atoms.vectors):
         sums = np.empty_like(atoms.vectors)
         for group, chunk in passes.group_by_group(state, atoms.vectors, groups):
-            places = _places(np.arange(group.atoms.start, group.atoms.stop), len(sums))
+            places = _places(np.arange(group.atoms.start, group.atoms.stop), len(sums), state)
             vectors = atoms.vectors[group.atoms], directions.vectors[group.atoms]
             sums[group.atoms] = passes.atom_pass(chunk, places, *vectors)
     return AtomVectors(sums, costs)
 
 
-@single_threaded()
+@computing
 def _pass_for_batch(
     state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, directions: AtomVectors
 ) -> AtomVectors:
     costs = StageCosts()
-    with costs.stage("update"):
-        sums = passes.atom_pass(state, _places(batch, n_atoms), old.vectors, directions.vectors)
+    with costs.stage("update", old.vectors):
+        sums = passes.atom_pass(state, _places(batch, n_atoms, state), old.vectors, directions.vectors)
     return AtomVectors(sums, costs)
 
 
-def _places(batch: np.ndarray, n_atoms: int) -> np.ndarray:
-    """(m,) int32: place of each atom in the inner batch, −1 for atoms outside it."""
+def _places(batch: np.ndarray, n_atoms: int, state: EncodedChunk) -> np.ndarray:
+    """(m,) int32, where the chunk is: place of each atom in the inner batch, −1 for atoms outside it."""
     places = np.full(n_atoms, -1, np.int32)
     places[batch] = np.arange(len(batch), dtype=np.int32)
-    return places
+    return placed(places, on_device(state.indices))
 
 
+@computing
 def _next_direction(basis: list[AtomVectors], products: list[AtomVectors], tol: float) -> AtomVectors:
     costs = StageCosts()
-    with costs.stage("update"):
-        krylov = [q.vectors for q in basis], [product.vectors for product in products]
-        direction = cpu.next_direction(*krylov, tol)
+    with costs.stage("update", basis[0].vectors):
+        given = [q.vectors for q in basis], [product.vectors for product in products]
+        direction = krylov.next_direction(*given, tol)
     return AtomVectors(direction, costs)
 
 
-@single_threaded()
+@computing
 def _new_atoms(basis: list[AtomVectors], products: list[AtomVectors], old: AtomVectors) -> AtomVectors:
     costs = reduce(add, (vectors.costs for vectors in [*basis, *products]))
-    with costs.stage("update"):
-        krylov = [q.vectors for q in basis], [product.vectors for product in products]
-        atoms = cpu.ritz_vectors(*krylov, old.vectors)
+    with costs.stage("update", basis[0].vectors):
+        given = [q.vectors for q in basis], [product.vectors for product in products]
+        atoms = krylov.ritz_vectors(*given, old.vectors)
     return AtomVectors(atoms, costs)
 
 
+@computing
 def _code_sums(state: EncodedChunk, atoms: AtomVectors, n_fixed: int) -> np.ndarray:
     sums = coupling.code_sums(state, len(atoms.vectors))
     sums[:, :n_fixed] = 0  # what does not move does not overshoot
     return sums
 
 
-@single_threaded()
+@computing
+def _coupling_product(
+    state: EncodedChunk, sums: np.ndarray, directions: np.ndarray, groups: Sequence[Group]
+) -> np.ndarray:
+    return coupling.coupling_products(state, sums, directions, groups)
+
+
+@computing
 def _first_directions(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
     return coupling.first_directions(sums, groups)
 
 
-@single_threaded()
+@computing
 def _orthonormal(products: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
     return coupling.orthonormal(products, groups)
 
 
-@single_threaded()
+@computing
 def _move_together(
     old: AtomVectors,
     new: AtomVectors,
@@ -312,15 +321,17 @@ def _move_together(
     groups: Sequence[Group],
 ) -> AtomVectors:
     costs = StageCosts()
-    with costs.stage("update"):
+    with costs.stage("update", old.vectors):
         atoms = coupling.move_together(old.vectors, new.vectors, sums, directions, products, groups)
     return AtomVectors(atoms, new.costs + costs)
 
 
+@computing
 def _take(atoms: AtomVectors, batch: np.ndarray) -> AtomVectors:
     return AtomVectors(atoms.vectors[batch])
 
 
+@computing
 def _join(atoms: AtomVectors, batches: list[np.ndarray], updated: list[AtomVectors]) -> AtomVectors:
     vectors = atoms.vectors.copy()
     for batch, new in zip(batches, updated, strict=True):
@@ -328,17 +339,20 @@ def _join(atoms: AtomVectors, batches: list[np.ndarray], updated: list[AtomVecto
     return AtomVectors(vectors, reduce(add, (new.costs for new in updated)))
 
 
+@computing
 def _project_in_turn(
     state: EncodedChunk, batch: np.ndarray, n_atoms: int, old: AtomVectors, new: AtomVectors, nonnegative: bool
 ) -> EncodedChunk:
-    return passes.project_in_turn(state, _places(batch, n_atoms), old.vectors, new.vectors, nonnegative)
+    return passes.project_in_turn(state, _places(batch, n_atoms, state), old.vectors, new.vectors, nonnegative)
 
 
+@computing
 def _back_to_first_group(state: EncodedChunk, atoms: AtomVectors, groups: Sequence[Group]) -> EncodedChunk:
     """The chunk with the residual that the first group leaves."""
     return passes.with_contributions(state, atoms.vectors, slice(groups[0].slots.stop, None), sign=-1)
 
 
+@computing
 def _enter_group(state: EncodedChunk, atoms: AtomVectors, group: Group) -> EncodedChunk:
     """The chunk with the residual that this group leaves, from that of the one before."""
     return passes.with_contributions(state, atoms.vectors, group.slots, sign=1)

@@ -13,10 +13,12 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from dbksvd_dask.batches import OuterBatches
+from dbksvd_dask.computing import computing
 from dbksvd_dask.encoding import AtomVectors, Gram, share_dictionary
 from dbksvd_dask.graph import delayed_of, homes, task, tree_sum, without_size_warning
 from dbksvd_dask.iteration import Update, update_all
 from dbksvd_dask.kernels import support as kernels
+from dbksvd_dask.kernels.backend import backend_of, on_device, placed, to_host
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.pursuit import Group
@@ -54,7 +56,7 @@ def atoms_of_support(
             slots = [kernels.support_slots(support[rows]) for rows in batches.row_numbers(number)]
             users = np.bincount(np.concatenate([part[part >= 0] for part in slots]), minlength=len(atoms))
             learned = (users > 0) & (np.arange(len(atoms)) >= n_known)
-            new = _update_now(batches.read(number), slots, atoms, n_known, usable, learned, training)
+            new = _update_now(batches.read(number), slots, atoms, n_known, usable, learned, training, batches.device)
             atoms = np.where(learned[:, np.newaxis], new, atoms)
             usable = usable | learned
     return atoms
@@ -68,14 +70,15 @@ def _update_now(
     usable: np.ndarray,
     learned: np.ndarray,
     training: Training,
+    device: bool,
 ) -> np.ndarray:
     """One round on one outer batch; atoms that are met for the first time begin as the sum of their users."""
-    dictionary = share_dictionary(atoms, training.mean, training.flat)
+    dictionary = share_dictionary(atoms, training.mean, training.flat, device=device)
     states = [
         task(_encode_on_support, rows, *dictionary[:3], indices, usable, home=home)
         for rows, indices, home in zip(chunks, slots, homes(len(chunks)), strict=True)
     ]
-    sums = tree_sum([task(kernels.sum_of_users, state, len(atoms), home=state.home) for state in states])
+    sums = tree_sum([task(_sum_of_users, state, len(atoms), home=state.home) for state in states])
     begun = task(_begin, dictionary.atoms, sums, learned & ~usable)
     everything = [Group(slice(0, len(atoms)), slice(None))]  # a sample may be known to use more than k atoms
     new = update_all(states, begun, everything, replace(UPDATE, n_fixed=n_known))
@@ -83,18 +86,27 @@ def _update_now(
         return dask.compute(*delayed_of(task(_vectors, new)))[0]
 
 
-@single_threaded()
+@computing
 def _encode_on_support(
     rows: Any, atoms: AtomVectors, mean: np.ndarray | None, gram: Gram, indices: np.ndarray, usable: np.ndarray
 ) -> EncodedChunk:
-    return kernels.encode_on_support(rows, atoms.vectors, gram.blocks[0], mean, indices, usable)
+    device = on_device(atoms.vectors)
+    known = placed(indices, device), placed(usable, device)
+    return kernels.encode_on_support(rows, atoms.vectors, gram.blocks[0], mean, *known)
 
 
+@computing
+def _sum_of_users(state: EncodedChunk, n_atoms: int) -> np.ndarray:
+    return kernels.sum_of_users(state, n_atoms)
+
+
+@computing
 def _begin(atoms: AtomVectors, sums: np.ndarray, first: np.ndarray) -> AtomVectors:
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    first = first[:, np.newaxis] & (norms > 0)
-    return AtomVectors(np.where(first, sums / np.where(norms > 0, norms, 1), atoms.vectors))
+    xp = backend_of(sums).xp
+    norms = xp.linalg.norm(sums, axis=1, keepdims=True)
+    first = placed(first, on_device(sums))[:, np.newaxis] & (norms > 0)
+    return AtomVectors(xp.where(first, sums / xp.where(norms > 0, norms, 1), atoms.vectors))
 
 
 def _vectors(atoms: AtomVectors) -> np.ndarray:
-    return atoms.vectors
+    return to_host(atoms.vectors)

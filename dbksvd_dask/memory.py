@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -16,8 +18,9 @@ from distributed.system import MEMORY_LIMIT
 
 from dbksvd_dask.batches import OuterBatches, tasks_of
 from dbksvd_dask.graph import active_client
+from dbksvd_dask.kernels.backend import backend_of, on_device
 from dbksvd_dask.kernels.costs import memory_of_process
-from dbksvd_dask.memory_sizes import COMPILATION, WORKER_PROCESS, Sizes
+from dbksvd_dask.memory_sizes import COMPILATION, DEVICE_LIBRARIES, WORKER_PROCESS, Sizes
 from dbksvd_dask.reprs import plan_html
 
 if TYPE_CHECKING:
@@ -71,10 +74,9 @@ class MemoryPlan:
 
 
 def plan_memory(
-    embeddings: xr.DataArray,
+    batches: OuterBatches,
     validation: xr.DataArray | None,
     training: Training,
-    batches: OuterBatches,
     n_atoms: int,
     dtype: np.dtype,
 ) -> MemoryPlan:
@@ -87,13 +89,11 @@ def plan_memory(
 
     Parameters
     ----------
-    embeddings : xarray.DataArray
-        (n, d), lazy.
-    validation : xarray.DataArray or None
-        Held-out ones.
-    training : Training
     batches : OuterBatches
-        Of the embeddings.
+        Of the embeddings. Where these are on a device, the memory is that of the devices.
+    validation : xarray.DataArray or None
+        Held-out embeddings.
+    training : Training
     n_atoms : int
     dtype : dtype
         Precision of the computation.
@@ -107,14 +107,14 @@ def plan_memory(
     ValueError
         If the cluster has no workers yet.
     """
-    data = embeddings.data
+    data = batches.embeddings
     held_out = da.empty((0, 0), data.dtype) if validation is None else validation.data
     pursuit, update = training.pursuit, training.update
     group_sizes = pursuit.group_sizes or (n_atoms,)
     inner_batch_size = update.inner_batch_size or n_atoms
     graph = dict(data.dask)
     resident = memory_of_process().resident
-    n_threads, all_threads, limit = _resources()
+    n_threads, all_threads, limit = _resources(batches.device)
     on_cluster = active_client() is not None
     sizes = Sizes(
         n_samples=len(data),
@@ -140,29 +140,69 @@ def plan_memory(
         n_threads=n_threads,
         all_threads=all_threads,
         on_cluster=on_cluster,
-        process=WORKER_PROCESS if on_cluster else resident + COMPILATION,
+        process=_process(batches.device, on_cluster),
+        device=batches.device,
+        rows_per_block=backend_of(data._meta).rows_per_block(max(group_sizes), np.dtype(dtype).itemsize),
     )
     plan = MemoryPlan(sizes.worker(), sizes.per_task, sizes.driver(resident), limit, advice="")
     return plan if plan.fits else replace(plan, advice=_advice(sizes, plan.per_worker, limit))
 
 
+@contextmanager
+def advising(
+    batches: OuterBatches, validation: xr.DataArray | None, training: Training, n_atoms: int, dtype: np.dtype
+) -> Iterator[None]:
+    """Where a fit runs out of a device's memory, say what would fit; parameters are those of `plan_memory`."""
+    try:
+        yield
+    except MemoryError as error:
+        if not batches.device:
+            raise
+        plan = plan_memory(batches, validation, training, n_atoms, dtype)
+        fits = f"By the plan it fits, which is wrong: try batch_size={batches.size(0) // 2}.\n{plan}"
+        raise MemoryError(f"{error}\n{plan.advice or fits}") from error
+
+
 def _is_array(node: Any) -> bool:
     """Whether a node of a Dask graph is rows that are in memory."""
     value = getattr(node, "value", node)
-    return isinstance(value, np.ndarray) and value.ndim == 2
+    return (isinstance(value, np.ndarray) or on_device(value)) and value.ndim == 2
 
 
-def _resources() -> tuple[int, int, int | None]:
-    """Threads of a worker, those of all, and the bytes that a worker may hold before Dask spills or pauses it."""
+def _process(device: bool, on_cluster: bool) -> int:
+    """Bytes of a worker without data; in this process, what it holds already and what a first fit adds."""
+    if device:
+        held = 0 if on_cluster else import_module("cupy").get_default_memory_pool().used_bytes()
+        return DEVICE_LIBRARIES + held
+    return WORKER_PROCESS if on_cluster else memory_of_process().resident + COMPILATION
+
+
+def _resources(device: bool) -> tuple[int, int, int | None]:
+    """Threads of a worker, those of all, and the bytes that a worker may hold before Dask spills or pauses it.
+
+    On devices one task of a process computes at a time, and the bytes are those of the device.
+    """
     client = active_client()
+    if client is None and device:
+        return 1, 1, _device_memory()
     if client is None:
         n_threads = 1 if get_scheduler() is dask.get else dask.config.get("num_workers", None) or CPU_COUNT
         return n_threads, n_threads, int(MEMORY_LIMIT)
     threads = client.nthreads().values()
     if not threads:
         raise ValueError("the cluster has no workers yet: wait for them with client.wait_for_workers(1)")
+    if device:
+        return 1, len(threads), min(client.run(_device_memory).values())
     limits = [limit for limit in client.run(_before_spilling).values() if limit is not None]
     return max(threads), sum(threads), min(limits, default=None)
+
+
+def _device_memory() -> int:
+    """Bytes of its device that this process may have: what nobody else has, or all where it has a pool of its own."""
+    cupy = import_module("cupy")
+    free, total = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    return free + pool.total_bytes() if cupy.cuda.get_allocator() == pool.malloc else total
 
 
 def _before_spilling(dask_worker: Worker) -> int | None:
@@ -194,9 +234,11 @@ def _advice(sizes: Sizes, needed: int, limit: int | None) -> str:
     if batch_size := most("batch_size", sizes.batch_size):
         lines.append(f"batch_size={batch_size}, the largest that fits")
     n_workers = sizes.all_threads // sizes.n_threads
-    more = (n for n in range(n_workers + 1, tasks_of(sizes.batch_size) + 1) if fits(all_threads=n * sizes.n_threads))
+    worker, workers = ("a device", "devices") if sizes.device else ("a worker", "workers")
+    most_workers = tasks_of(sizes.batch_size, sizes.device)
+    more = (n for n in range(n_workers + 1, most_workers + 1) if fits(all_threads=n * sizes.n_threads))
     if sizes.on_cluster and (enough := next(more, None)):
-        lines.append(f"{enough} workers rather than {n_workers}, as large as these")
+        lines.append(f"{enough} {workers} rather than {n_workers}, as large as these")
     fewer = (n for n in range(sizes.n_threads - 1, 0, -1) if fits(n_threads=n, all_threads=n * n_workers))
     if n_threads := next(fewer, None):
         where = "threads_per_worker" if sizes.on_cluster else "dask.config.set(num_workers=…):"
@@ -207,7 +249,7 @@ def _advice(sizes: Sizes, needed: int, limit: int | None) -> str:
         lines.append(f"{held_out} held-out samples rather than {sizes.validation_rows}")
     if rows := most("chunk_rows", sizes.chunk_rows):
         lines.append(f"chunks of at most {rows} rows in the store rather than {sizes.chunk_rows}")
-    head = f"A worker needs {format_bytes(needed)}, but may hold {format_bytes(limit)}. "
+    head = f"{worker.capitalize()} needs {format_bytes(needed)}, but may hold {format_bytes(limit)}. "
     if not lines:
-        return head + "No single change is enough: give workers more memory, or learn fewer atoms (n_components)."
+        return head + f"No single change is enough: give {workers} more memory, or learn fewer atoms (n_components)."
     return "\n".join([head + "Any of these is enough, as is more memory:", *lines])

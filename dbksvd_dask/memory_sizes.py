@@ -8,7 +8,6 @@ import numpy as np
 
 from dbksvd_dask.batches import ROWS_PER_TASK, tasks_of
 from dbksvd_dask.graph import FAN_IN, READS_AT_ONCE
-from dbksvd_dask.kernels.chunk import ROWS_PER_BLOCK
 from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE
 from dbksvd_dask.kernels.gram import ATOMS_PER_PANEL, panel_starts
 
@@ -18,10 +17,13 @@ WORKER_PROCESS = 380 * 2**20
 COMPILATION = 130 * 2**20
 """Bytes that libraries and kernels add to the process of the user in a first fit."""
 
+DEVICE_LIBRARIES = 1024 * 2**20
+"""Bytes of a device that a process takes for its context, kernels and cuBLAS. An upper bound, not measured yet."""
+
 READING_COPIES = 2
 """A chunk that is being read is there as it is stored and as it is decoded."""
 
-INT32, FLOAT64 = 4, 8
+INT32, INT64, FLOAT64 = 4, 8, 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Sizes:
     on_cluster: bool
     process: int
     """Bytes of a worker without data."""
+    device: bool
+    """Whether rows are on devices, whose memory this is about."""
+    rows_per_block: int
+    """Rows whose products are formed at a time."""
 
     @property
     def atoms(self) -> int:
@@ -86,7 +92,7 @@ class Sizes:
     @property
     def rows_of_task(self) -> int:
         """Rows of one task."""
-        return -(-self.batch_size // tasks_of(self.batch_size))
+        return -(-self.batch_size // tasks_of(self.batch_size, self.device))
 
     def _tasks_here(self, n_tasks: int) -> int:
         """The most tasks on neighbouring chunks that come to one worker."""
@@ -95,11 +101,11 @@ class Sizes:
     @property
     def n_tasks(self) -> int:
         """Tasks of a batch on a worker."""
-        return self._tasks_here(tasks_of(self.batch_size))
+        return self._tasks_here(tasks_of(self.batch_size, self.device))
 
     def _rows(self, n_samples: int, n_total: int, chunk_rows: int, itemsize: int) -> int:
         """Bytes on a worker of the rows of a batch: in storage order they are views of chunks, which stay whole."""
-        n_tasks = tasks_of(n_samples)
+        n_tasks = tasks_of(n_samples, self.device)
         here = self._tasks_here(n_tasks) * -(-n_samples // n_tasks)
         kept = here if self.shuffle else min(here + 2 * (chunk_rows - 1), n_total)
         return kept * self.n_features * itemsize
@@ -125,7 +131,8 @@ class Sizes:
         """Bytes of chunks that are being read."""
         n_readers = READS_AT_ONCE if self.on_cluster else self.n_threads
         n_chunks = self.n_tasks * self.rows_of_task // self.chunk_rows + 2
-        rows = READING_COPIES * self.chunk_rows + (self.rows_of_task if self.shuffle else 0)
+        copies = 1 if self.device else READING_COPIES  # a device gets it decoded
+        rows = copies * self.chunk_rows + (self.rows_of_task if self.shuffle else 0)
         return min(n_readers, self.n_tasks, n_chunks) * rows * self.n_features * self.itemsize
 
     @property
@@ -149,10 +156,14 @@ class Sizes:
         """Bytes that a task takes while it runs."""
         entries = self.rows_of_task * self.n_nonzero_coefs
         support = entries * (3 * INT32 + 3 * self.dtype.itemsize + 2 * FLOAT64)
-        tile = self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
+        if self.device:  # entries are put in the order of their atoms, and all atoms solved for at once in float64
+            support += entries * (INT32 + 3 * INT64)
+            tile = 4 * self.updated_at_once * self.n_features * FLOAT64
+        else:
+            tile = self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
         copy = self.rows_of_task * self.n_features * self.dtype.itemsize if len(self.group_sizes) > 1 else 0
         update = support + tile + copy + self.vectors
-        products = ROWS_PER_BLOCK * max(self.group_sizes) * self.dtype.itemsize + tile
+        products = min(self.rows_per_block, self.rows_of_task) * max(self.group_sizes) * self.dtype.itemsize + tile
         return max(update, products)
 
     @property
@@ -201,7 +212,7 @@ class Sizes:
     def driver(self, process: int) -> int:
         """Bytes of this process, which holds so many now."""
         if not self.on_cluster:
-            return self.per_worker
+            return process + COMPILATION if self.device else self.per_worker
         # The first rows, or the dictionary before and after an iteration, its average, and copies that travel.
         vectors = 9 * self.atoms + 2 * self.n_atoms * self.n_features * self.itemsize
         graphs = 3 * self.batch_size * self.n_features * self.itemsize if self.in_graph else 0

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from dbksvd_dask.kernels.cpu import feature_moments, squared_row_norms
+from dbksvd_dask.kernels.backend import backend_of, to_host
 from dbksvd_dask.kernels.gram import gram_panel, panel_starts, panels_coherence
 
 
@@ -43,7 +43,8 @@ class ErrorSums:
     @classmethod
     def of(cls, embeddings: np.ndarray, residual: np.ndarray) -> Self:
         """Sums of one chunk: two (n, d) float arrays."""
-        return cls.from_parts(squared_row_norms(embeddings), feature_moments(embeddings), residual)
+        ops = backend_of(embeddings)
+        return cls.from_parts(ops.squared_row_norms(embeddings), ops.feature_moments(embeddings), residual)
 
     @classmethod
     def from_parts(
@@ -53,11 +54,11 @@ class ErrorSums:
         errors = relative_errors(squared_norms, residual)
         return cls(
             n_samples=len(squared_norms),
-            n_nonzero=int(np.count_nonzero(squared_norms)),
+            n_nonzero=int(np.count_nonzero(to_host(squared_norms))),
             relative_errors=float(errors.sum()),
-            feature_sums=moments[0],
-            feature_squares=moments[1],
-            residual_squares=feature_moments(residual)[1],
+            feature_sums=to_host(moments[0]),
+            feature_squares=to_host(moments[1]),
+            residual_squares=to_host(backend_of(residual).feature_moments(residual)[1]),
         )
 
     def __add__(self, other: Self) -> Self:
@@ -104,8 +105,10 @@ def relative_errors(squared_norms: np.ndarray, residual: np.ndarray) -> np.ndarr
     Returns
     -------
     (n,) float64
+        On the host in any case.
     """
-    squared_errors = squared_row_norms(residual)
+    squared_norms = to_host(squared_norms)
+    squared_errors = to_host(backend_of(residual).squared_row_norms(residual))
     return np.sqrt(np.divide(squared_errors, squared_norms, out=np.zeros_like(squared_errors), where=squared_norms > 0))
 
 
@@ -161,7 +164,7 @@ def l0(indices: np.ndarray) -> float:
     >>> l0(np.array([[3, 1], [2, -1]]))
     1.5
     """
-    return float(np.count_nonzero(indices >= 0) / max(len(indices), 1))
+    return int((indices >= 0).sum()) / max(len(indices), 1)
 
 
 def atom_usage(indices: np.ndarray, n_atoms: int) -> np.ndarray:
@@ -176,6 +179,7 @@ def atom_usage(indices: np.ndarray, n_atoms: int) -> np.ndarray:
     Returns
     -------
     (m,) int64
+        On the host in any case.
 
     Examples
     --------
@@ -183,7 +187,7 @@ def atom_usage(indices: np.ndarray, n_atoms: int) -> np.ndarray:
     >>> atom_usage(np.array([[3, 1], [1, -1]]), n_atoms=4)
     array([0, 2, 0, 1])
     """
-    return np.bincount(indices.ravel() + 1, minlength=n_atoms + 1)[1:]
+    return to_host(backend_of(indices).xp.bincount(indices.ravel() + 1, minlength=n_atoms + 1)[1:])
 
 
 def coherence(atoms: np.ndarray) -> np.ndarray:
@@ -196,7 +200,7 @@ def coherence(atoms: np.ndarray) -> np.ndarray:
     Returns
     -------
     (m,) floats
-        0 for a single atom.
+        0 for a single atom; on the host in any case.
 
     Examples
     --------
@@ -204,4 +208,4 @@ def coherence(atoms: np.ndarray) -> np.ndarray:
     >>> coherence(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
     array([0.6, 0.8, 0.8])
     """
-    return panels_coherence([gram_panel(atoms, start).largest for start in panel_starts(len(atoms))])
+    return to_host(panels_coherence([gram_panel(atoms, start).largest for start in panel_starts(len(atoms))]))

@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dbksvd_dask.computing import computing
 from dbksvd_dask.encoding import AtomVectors, EncodingStatistics, SharedDictionary
 from dbksvd_dask.graph import Lazy, task
 from dbksvd_dask.initialize import distinct_directions, random_directions
+from dbksvd_dask.kernels.backend import on_device, placed, to_host
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.costs import StageCosts
 
@@ -88,7 +90,8 @@ def _duplicates(near: np.ndarray, statistics: EncodingStatistics, n_fixed: int) 
 def _worst_samples(errors: list[np.ndarray], statistics: EncodingStatistics, duplicates: np.ndarray) -> WorstSamples:
     """A batch's worst samples: twice as many as atoms may need one, since some may be the same direction."""
     count = 2 * (statistics.n_unused + len(duplicates))
-    worst = np.argsort(-np.concatenate(errors), kind="stable")[:count]
+    # Of a million errors that nobody asks for the order would take a tenth of a second.
+    worst = np.argsort(-np.concatenate(errors), kind="stable")[:count] if count else np.empty(0, np.int64)
     rows = np.sort(worst)
     starts = np.cumsum([0, *map(len, errors)])
     places = np.searchsorted(rows, starts)
@@ -96,10 +99,12 @@ def _worst_samples(errors: list[np.ndarray], statistics: EncodingStatistics, dup
     return WorstSamples(per_chunk, np.searchsorted(rows, worst))
 
 
+@computing
 def _residuals(state: EncodedChunk, worst: WorstSamples, chunk: int) -> np.ndarray:
-    return state.residual[worst.rows[chunk]]
+    return to_host(state.residual[worst.rows[chunk]])
 
 
+@computing
 def _replace(
     new: AtomVectors,
     old: AtomVectors,
@@ -116,12 +121,12 @@ def _replace(
     if len(gone) == 0 and n_fixed == 0:
         return new.vectors, len(duplicates), new.costs
     costs = StageCosts()
-    with costs.stage("update"):
+    with costs.stage("update", new.vectors):
         atoms = new.vectors.copy()
         atoms[:n_fixed] = old.vectors[:n_fixed]
         if worst is None:
             directions = random_directions(len(gone), atoms.shape[1], atoms.dtype, seed)
         else:
             directions = distinct_directions(np.concatenate(residuals)[worst.order], len(gone))
-        atoms[gone[: len(directions)]] = directions
+        atoms[gone[: len(directions)]] = placed(directions, on_device(atoms))
     return atoms, len(duplicates), new.costs + costs

@@ -121,7 +121,7 @@ def _labels(choices: list[Any]) -> list[Any]:
 def _fit_together(models: Sequence[DBKSVD], Y: Source, validation: Source | None, one_start: bool) -> None:
     """Fit all models; each outer batch is read once. With `one_start` those of one size begin with the same atoms."""
     embeddings = open_rows(models[0], Y, reset=True)
-    held_out = open_held_out(models[0], validation)
+    held_out = open_held_out(models[0], validation, embeddings)
     held_out_rows = None if held_out is None else held_out.data
     trainings: list[Training] = []
     first_atoms: dict[int, np.ndarray] = {}
@@ -142,3 +142,5 @@ def _fit_together(models: Sequence[DBKSVD], Y: Source, validation: Source | None
         for _ in range(n_iterations):
             for model, training in zip(models, trainings, strict=True):
                 fitting.go_on_from(model, *advance(reading, training, model._fit_state.state))
+    for model in models:
+        model._fit_state.state = model._fit_state.state.placed(device=False)

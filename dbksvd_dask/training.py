@@ -22,6 +22,7 @@ from dbksvd_dask.graph import active_client, delayed_of, task, tree_sum, without
 from dbksvd_dask.history import COHERENCE_BINS, QUANTILES, STAGES, Iteration
 from dbksvd_dask.initialize import distinct_directions, random_directions
 from dbksvd_dask.iteration import Update, iterate
+from dbksvd_dask.kernels.backend import backend_of, on_device, placed, to_host
 from dbksvd_dask.kernels.blas import single_threaded
 from dbksvd_dask.kernels.costs import StageCosts
 from dbksvd_dask.kernels.pursuit import Pursuit
@@ -67,6 +68,13 @@ class State(NamedTuple):
     """The next one; random choices follow from it and the seed."""
     n_samples_seen: int = 0
 
+    def placed(self, device: bool) -> "State":
+        """The same with its atoms on a device, or as NumPy arrays."""
+        latest, average, n_averaged = self.learned
+        there = placed(latest, device)
+        other = there if average is latest else placed(average, device)
+        return self._replace(learned=LearnedAtoms(there, other, n_averaged))
+
 
 def train(
     batches: OuterBatches, validation: da.Array | None, training: Training, state: State, n_iterations: int
@@ -110,6 +118,7 @@ class Reading:
         self._validation = validation
         self._stop = stop
         self.client = active_client()
+        self.device = batches.device
         self._context = contextvars.copy_context()  # holds which client is the current one
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self.forget()
@@ -174,11 +183,12 @@ def _advance(reading: Reading, training: Training, state: State) -> tuple[State,
     start, wait = perf_counter(), StageCosts()
     with wait.stage("wait"):
         chunks = reading.batch(state.iteration)
-    outcome = _iterate_now(chunks, state.learned.latest, training, state.iteration)
+    outcome = _iterate_now(chunks, state.learned.latest, training, state.iteration, reading.device)
     del chunks
     atoms = outcome.atoms
-    learned = state.learned.averaged_with(atoms) if training.average else LearnedAtoms.of(atoms)
-    validated = None if held_out is None else _evaluate_now(held_out, learned.average, training)
+    before = state.placed(on_device(atoms)).learned
+    learned = before.averaged_with(atoms) if training.average else LearnedAtoms.of(atoms)
+    validated = None if held_out is None else _evaluate_now(held_out, learned.average, training, reading.device)
     seen = state.n_samples_seen + outcome.batch.errors.n_samples
     record = _record(state.iteration, seen, outcome, validated, wait, perf_counter() - start)
     return State(learned, state.iteration + 1, seen), record
@@ -188,7 +198,7 @@ class _Outcome(NamedTuple):
     """What the graph of one iteration leaves."""
 
     atoms: np.ndarray
-    """(m, d) floats: the new dictionary."""
+    """(m, d) floats: the new dictionary, on a device where it was made there in this process."""
     batch: EncodingStatistics
     """Of the outer batch, under the dictionary that the iteration began with."""
     n_duplicates: int
@@ -198,22 +208,27 @@ class _Outcome(NamedTuple):
     costs: StageCosts
 
 
-def _iterate_now(chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int) -> _Outcome:
+def _iterate_now(
+    chunks: Sequence[Delayed], atoms: np.ndarray, training: Training, iteration: int, device: bool
+) -> _Outcome:
     """Make the graph of one iteration, and compute it; with this call goes what it held in memory."""
     pursuit = training.pursuit_of(iteration)
-    dictionary = share_dictionary(atoms, training.mean, pursuit, training.max_coherence)
+    dictionary = share_dictionary(atoms, training.mean, pursuit, training.max_coherence, device=device)
     seed = [training.seed, _ITERATION, iteration]
     tasks = iterate(chunks, dictionary, len(atoms), pursuit, training.update, seed)
     facts = delayed_of(dictionary.coherence, dictionary.gram_costs)
     with without_size_warning():
         (new, batch, n_duplicates, update_costs), (coherence, gram_costs) = dask.compute(tasks, facts)
     costs = batch.costs + update_costs + gram_costs
-    # What comes from a worker begins at any byte, with which NumPy and numba compute other last bits.
-    return _Outcome(np.require(new, requirements=["C", "A"]), batch, n_duplicates, coherence, costs)
+    if not on_device(new):  # what comes from a worker begins at any byte, with which CPUs compute other last bits
+        new = np.require(new, requirements=["C", "A"])
+    return _Outcome(new, batch, n_duplicates, coherence, costs)
 
 
-def _evaluate_now(held_out: Sequence[Delayed], atoms: np.ndarray, training: Training) -> EncodingStatistics:
-    dictionary = share_dictionary(atoms, training.mean, training.flat)
+def _evaluate_now(
+    held_out: Sequence[Delayed], atoms: np.ndarray, training: Training, device: bool
+) -> EncodingStatistics:
+    dictionary = share_dictionary(atoms, training.mean, training.flat, device=device)
     with without_size_warning():
         return evaluate_chunks(held_out, dictionary, training.flat).compute()
 
@@ -309,7 +324,7 @@ def _count_rows(rows: list[np.ndarray]) -> int:
 
 
 def _take_rows(rows: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    return np.concatenate(rows)[chosen]
+    return to_host(backend_of(rows[0]).xp.concatenate(rows)[chosen])
 
 
 def embeddings_mean(embeddings: da.Array, dtype: np.dtype) -> np.ndarray:
@@ -319,4 +334,4 @@ def embeddings_mean(embeddings: da.Array, dtype: np.dtype) -> np.ndarray:
 
 
 def _sum_rows(rows: list[np.ndarray]) -> np.ndarray:
-    return sum(piece.sum(axis=0, dtype=np.float64) for piece in rows)
+    return np.sum([to_host(piece.sum(axis=0, dtype=np.float64)) for piece in rows], axis=0)

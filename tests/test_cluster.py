@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from time import sleep, time
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from distributed import Client, Security
 from distributed.scheduler import NoWorkerError
 
-from dbksvd_dask import DBKSVD, cluster
+from dbksvd_dask import DBKSVD, cluster, cluster_gpus, open_embeddings
 
 ONE_PROCESS = {"n_workers": 1, "threads_per_worker": 1}
 PAUSE = "distributed.worker.memory.pause"
@@ -531,22 +532,195 @@ def test_without_sbatch_there_is_an_error_that_says_so(monkeypatch):
         cluster.slurm(1, cores=1, memory="1 GB")
 
 
-# What is not installed, and not there
+# GPUs
 
 
-@pytest.mark.parametrize(("module", "extra"), [("dask_cuda", "cuda"), ("dask_jobqueue", "slurm")])
-def test_what_is_missing_names_the_extra(module, extra, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"{module} cannot be imported .* pip install 'dbksvd-dask\[{extra}\]'"):
-        getattr(cluster, extra)()
+class NVMLError(Exception):
+    """What a driver says that does not answer."""
 
 
-class WithoutGPUs:
-    LocalCUDACluster = None
+@pytest.fixture
+def machine(monkeypatch):
+    """One of four GPUs: what dask-cuda's LocalCUDACluster is asked for there, and what it finds of Dask's settings."""
+    seen = SimpleNamespace(n_gpus=4, packages=set())
+
+    class LocalCUDACluster:
+        def __init__(self, **options):
+            seen.options, seen.pause = options, dask.config.get(PAUSE)
+            self.new_spec = {"options": {"config": {"distributed.comm.ucx": None}}}
+
+    modules = {
+        "dask_cuda": SimpleNamespace(LocalCUDACluster=LocalCUDACluster),
+        "dbksvd_dask.device_transfers": SimpleNamespace(),
+        "pynvml": SimpleNamespace(nvmlInit=int, nvmlDeviceGetCount=lambda: seen.n_gpus, NVMLError=NVMLError),
+        "rmm": SimpleNamespace(),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(cluster, "check_gpu", lambda: None)
+    monkeypatch.setattr(cluster_gpus, "find_spec", lambda name: name if name in seen.packages else None)
+    monkeypatch.setattr(cluster, "_owner", lambda cluster: cluster)
+    return seen
 
 
-@pytest.mark.skipif(cluster.nvml.device_get_count() > 0, reason="there are GPUs")
-def test_without_gpus_there_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dask_cuda", WithoutGPUs)
-    with pytest.raises(RuntimeError, match="there is no NVIDIA GPU here"):
+def test_each_gpu_has_a_worker_which_listens_on_loopback(machine):
+    cluster.cuda()
+    assert (machine.options["n_workers"], machine.options["CUDA_VISIBLE_DEVICES"]) == (4, [0, 1, 2, 3])
+    assert machine.options["dashboard_address"] == "127.0.0.1:0"
+    assert machine.options["protocol"] is None
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "argument", "variable", "expected"),
+    [
+        (2, None, None, (2, [0, 1, 2, 3])),
+        (None, [3, 1], None, (2, [3, 1])),
+        (None, "GPU-1f, MIG-2e", None, (2, ["GPU-1f", "MIG-2e"])),
+        (None, None, "2,0", (2, [2, 0])),
+        (1, [1], "2,0", (1, [1])),
+    ],
+)
+def test_which_gpus_they_have(machine, monkeypatch, n_workers, argument, variable, expected):
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    cluster.cuda(n_workers, argument)
+    assert (machine.options["n_workers"], machine.options["CUDA_VISIBLE_DEVICES"]) == expected
+
+
+def test_the_settings_are_those_of_its_workers_and_of_such_as_are_added_later(machine):
+    made = cluster.cuda(settings={PAUSE: 0.77})
+    assert machine.pause == 0.77
+    assert made.new_spec["options"]["config"] == {"distributed.comm.ucx": None} | cluster.SETTINGS | {PAUSE: 0.77}
+    assert dask.config.get(PAUSE) != 0.77
+
+
+@pytest.mark.parametrize("given", [None, "torch,rmm", ["torch", "rmm"]])
+def test_workers_know_how_what_tasks_hand_on_is_moved(machine, given):
+    cluster.cuda(pre_import=given)
+    assert machine.options["pre_import"] == [*(["torch", "rmm"] if given else []), "dbksvd_dask.device_transfers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "libraries"),
+    [
+        ({}, None),
+        ({"rmm_pool_size": None, "rmm_async": False}, None),
+        ({"rmm_pool_size": "20 GB"}, "cupy"),
+        ({"rmm_async": True}, "cupy"),
+        ({"rmm_managed_memory": True}, "cupy"),
+        ({"rmm_async": True, "rmm_allocator_external_lib_list": "torch,cupy"}, "torch,cupy"),
+    ],
+)
+def test_cupy_takes_its_memory_from_the_pool_that_there_is(machine, options, libraries):
+    cluster.cuda(**options)
+    assert machine.options.get("rmm_allocator_external_lib_list") == libraries
+
+
+@pytest.mark.parametrize(
+    ("options", "protocol"),
+    [
+        ({}, "ucx"),
+        ({"n_workers": 1}, None),
+        ({"n_workers": 1, "enable_nvlink": True}, "ucx"),
+        ({"protocol": "tcp"}, "tcp"),
+        ({"security": True}, None),
+    ],
+)
+def test_several_gpus_speak_ucx_where_it_is_there(machine, options, protocol):
+    machine.packages.add("distributed_ucxx")
+    cluster.cuda(**options)
+    assert machine.options["protocol"] == protocol
+
+
+def test_ucx_does_not_encrypt(machine):
+    machine.packages.add("distributed_ucxx")
+    with pytest.raises(ValueError, match="security: UCX does not encrypt"):
+        cluster.cuda(protocol="ucx", security=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_workers": 0}, ValueError, "n_workers=0 must be at least 1"),
+        ({"n_workers": 5}, ValueError, "n_workers=5 exceeds the number of GPUs, 4"),
+        ({"CUDA_VISIBLE_DEVICES": 1}, TypeError, r"CUDA_VISIBLE_DEVICES=1 must be a list, as \[0, 1\]"),
+        ({"CUDA_VISIBLE_DEVICES": []}, ValueError, r"CUDA_VISIBLE_DEVICES=\[\] names no GPU"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ValueError, "names GPU '', which is neither .* an empty text hides all GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": [4]}, ValueError, "names GPU 4, but this machine has 4, from 0 on"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ValueError, "names GPU -1, but this machine has 4"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,0"}, ValueError, "names GPU 0 more than once, .*: dask cuda worker"),
+        ({"security": "tls"}, TypeError, "security='tls' must be a distributed.Security"),
+        ({"settings": [1]}, TypeError, r"settings=\[1\] must be a mapping"),
+        ({"protocol": "ucx"}, ImportError, "UCX needs distributed-ucxx: pip install distributed-ucxx-cu13, or -cu12"),
+        ({"enable_infiniband": True}, ImportError, "UCX needs distributed-ucxx"),
+    ],
+)
+def test_bad_arguments_of_cuda_are_named_before_anything_starts(machine, options, error, message):
+    with pytest.raises(error, match=message):
+        cluster.cuda(**options)
+    assert not hasattr(machine, "options")
+
+
+def test_a_pool_needs_rmm(machine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rmm", None)
+    with pytest.raises(ImportError, match=r"rmm cannot be imported .* pip install 'dbksvd-dask\[cuda13\]', or"):
+        cluster.cuda(rmm_pool_size=0.5)
+    assert not hasattr(machine, "options")
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_before_anything_starts(machine, monkeypatch):
+    def refuse():
+        raise OSError("there is no NVIDIA driver here")
+
+    monkeypatch.setattr(cluster, "check_gpu", refuse)
+    with pytest.raises(OSError, match="there is no NVIDIA driver here"):
         cluster.cuda()
+    assert not hasattr(machine, "options")
+
+
+def test_a_driver_that_does_not_list_gpus_is_an_error(machine, monkeypatch):
+    def refuse():
+        raise NVMLError("NVML Shared Library Not Found")
+
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlInit", refuse)
+    with pytest.raises(OSError, match=r"does not tell its GPUs \(NVML Shared Library Not Found\): nvidia-smi has to"):
+        cluster.cuda()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_gives_the_same_bits_to_one_process_to_one_worker_and_to_two(rows, tmp_path):
+    def fitted_there():
+        return fitted(open_embeddings(rows, device="cuda"))
+
+    expected = fitted_there()
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    with cluster.cuda(1) as client:
+        assert_workers_have_the_settings(client, 1)
+        np.testing.assert_array_equal(fitted_there(), expected)
+        # What is asked of those who want two on one GPU.
+        command = [sys.executable, "-m", "dask", "cuda", "worker", client.scheduler.address, "--host", "127.0.0.1"]
+        command += ["--pre-import", "dbksvd_dask.device_transfers", "--local-directory", str(tmp_path)]
+        variables = os.environ | cluster.environment() | {"CUDA_VISIBLE_DEVICES": first}
+        with subprocess.Popen(command, env=variables) as worker:
+            assert_workers_have_the_settings(client, 2)
+            client.get_task_stream()  # which tasks are kept from now on
+            np.testing.assert_array_equal(fitted_there(), expected)
+            assert {task["worker"] for task in client.get_task_stream()} == set(client.nthreads())
+            worker.terminate()
+
+
+# What is not installed
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "extras"),
+    [
+        ("dask_cuda", cluster.cuda, "'dbksvd-dask[cuda13]', or 'dbksvd-dask[cuda12]'"),
+        ("dask_jobqueue", cluster.slurm, "'dbksvd-dask[slurm]'"),
+    ],
+)
+def test_what_is_missing_names_the_extra(module, function, extras, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{module} cannot be imported .* pip install {re.escape(extras)}$"):
+        function()

@@ -270,7 +270,7 @@ def limited(monkeypatch):
     """Sets threads of a worker, those of all, and the bytes that a worker may hold."""
 
     def limit(n_threads, all_threads, size):
-        monkeypatch.setattr(memory, "_resources", lambda: (n_threads, all_threads, size))
+        monkeypatch.setattr(memory, "_resources", lambda device: (n_threads, all_threads, size))
 
     return limit
 

@@ -7,7 +7,7 @@ import click
 from dask.diagnostics import ProgressBar as TaskProgressBar
 
 from dbksvd_dask.cli.dictionaries import open_any_dictionary
-from dbksvd_dask.cli.options import client, embeddings_options, open_selected, run_options
+from dbksvd_dask.cli.options import client, device_option, embeddings_options, open_selected, run_options
 from dbksvd_dask.cli.output import errors_in_one_line, show
 from dbksvd_dask.store import check_target
 
@@ -20,6 +20,7 @@ from dbksvd_dask.store import check_target
 @embeddings_options
 @click.option("--encoder", type=click.Choice(["mp", "omp"]), help="Pursuit; the dictionary's own by default.")
 @click.option("--refit", type=click.Choice(["none", "lstsq"]), default="none", help="Least-squares coefficients.")
+@device_option
 @run_options
 def encode(
     dictionary: str,
@@ -31,6 +32,7 @@ def encode(
     where: str | None,
     encoder: Any,
     refit: Any,
+    device: Any,
     scheduler: str | None,
     overwrite: bool,
     as_json: bool,
@@ -44,7 +46,7 @@ def encode(
         check_target(output, "codes", overwrite=overwrite)
         opened = open_any_dictionary(dictionary)
         codes = opened.encode(
-            open_selected(embeddings, name, orientation, where), n_nonzero_coefs, encoder=encoder, refit=refit
+            open_selected(embeddings, name, orientation, device, where), n_nonzero_coefs, encoder=encoder, refit=refit
         )
         with _task_progress():
             codes.to_zarr(output, overwrite=overwrite)

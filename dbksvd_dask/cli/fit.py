@@ -7,6 +7,7 @@ import click
 from dbksvd_dask.callbacks import Callback, ProgressBar, StopOnPlateau, TimeBudget
 from dbksvd_dask.cli.options import (
     client,
+    device_option,
     embeddings_options,
     ending_options,
     held_out_options,
@@ -46,6 +47,7 @@ _DEFAULTS = DBKSVD(n_components=1, n_nonzero_coefs=1).get_params()
 @click.option("--random-state", type=int, default=0, help="Seed.")
 @click.option("--checkpoint", metavar="PATH", help="Where checkpoints are kept, for `dbksvd resume`.")
 @click.option("--checkpoint-every", default=_DEFAULTS["checkpoint_every"], help="Iterations between checkpoints.")
+@device_option
 @run_options
 def fit(
     embeddings: str,
@@ -57,6 +59,7 @@ def fit(
     validation_where: str | None,
     max_seconds: float | None,
     patience: int | None,
+    device: Any,
     scheduler: str | None,
     overwrite: bool,
     as_json: bool,
@@ -70,8 +73,8 @@ def fit(
     with errors_in_one_line(), client(scheduler):
         check_target(output, "dictionary", overwrite=overwrite)  # rather now than after the fit
         model = DBKSVD(**parameters, callbacks=_callbacks(max_seconds, patience))
-        held_out = open_held_out(embeddings, name, orientation, validation, validation_where)
-        model.fit(open_selected(embeddings, name, orientation, where), validation=held_out)
+        held_out = open_held_out(embeddings, name, orientation, device, validation, validation_where)
+        model.fit(open_selected(embeddings, name, orientation, device, where), validation=held_out)
         model.dictionary_.to_zarr(output, overwrite=overwrite)
     _show_model(model, output, as_json)
 
@@ -83,6 +86,7 @@ def fit(
 @embeddings_options
 @held_out_options
 @ending_options
+@device_option
 @run_options
 def resume(
     checkpoint: str,
@@ -95,6 +99,7 @@ def resume(
     validation_where: str | None,
     max_seconds: float | None,
     patience: int | None,
+    device: Any,
     scheduler: str | None,
     overwrite: bool,
     as_json: bool,
@@ -104,8 +109,8 @@ def resume(
         check_target(output, "dictionary", overwrite=overwrite)
         model = DBKSVD.resume(
             checkpoint,
-            open_selected(embeddings, name, orientation, where),
-            validation=open_held_out(embeddings, name, orientation, validation, validation_where),
+            open_selected(embeddings, name, orientation, device, where),
+            validation=open_held_out(embeddings, name, orientation, device, validation, validation_where),
             callbacks=_callbacks(max_seconds, patience),
         )
         model.dictionary_.to_zarr(output, overwrite=overwrite)

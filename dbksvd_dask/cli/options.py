@@ -27,6 +27,9 @@ embeddings_options = together(
     click.option("--orientation", type=click.Choice(["samples", "features"]), help="What the rows are; told by shape."),
     click.option("--where", metavar="COORDINATE=VALUE", help="Only the samples with this coordinate: split=train."),
 )
+device_option = click.option(
+    "--device", type=click.Choice(["cuda"]), help="Compute on the GPU of each process; on the CPU by default."
+)
 held_out_options = together(
     click.option("--validation", metavar="PATH", help="Held-out embeddings."),
     click.option("--validation-where", metavar="COORDINATE=VALUE", help="Held-out samples: split=validation."),
@@ -45,17 +48,24 @@ run_options = together(
 
 
 def open_held_out(
-    embeddings: str, name: str | None, orientation: Any, path: str | None, where: str | None
+    embeddings: str, name: str | None, orientation: Any, device: Any, path: str | None, where: str | None
 ) -> xr.DataArray | None:
     """Held-out embeddings: at a path of their own, or others of the same; None where none are asked for."""
-    return None if path is None and where is None else open_selected(path or embeddings, name, orientation, where)
+    if path is None and where is None:
+        return None
+    return open_selected(path or embeddings, name, orientation, device, where)
 
 
-def open_selected(path: str, name: str | None, orientation: Any, where: str | None) -> xr.DataArray:
+def open_selected(path: str, name: str | None, orientation: Any, device: Any, where: str | None) -> xr.DataArray:
     """Embeddings at a path, or those of them whose coordinate has a value."""
     embeddings = open_embeddings(path, name=name, orientation=orientation)
-    if where is None:
-        return embeddings
+    if where is not None:
+        embeddings = _selected(embeddings, where, path)
+    # Moved after that: rows that were not chosen stay on the host.
+    return embeddings if device is None else open_embeddings(embeddings, device=device)
+
+
+def _selected(embeddings: xr.DataArray, where: str, path: str) -> xr.DataArray:
     coordinate, equals, value = where.partition("=")
     if not equals:
         raise ValueError(f"{where!r} selects nothing: write COORDINATE=VALUE")

@@ -14,6 +14,7 @@ from dask.base import tokenize
 
 from dbksvd_dask.embeddings.checks import BFLOAT16, warn_caller
 from dbksvd_dask.embeddings.stored import MOST_CHUNKS_WHOLE, StoredEmbeddings, StoredRows, StoredTable
+from dbksvd_dask.kernels.backend import on_device
 
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""
@@ -40,7 +41,8 @@ def on_dask(array: xr.DataArray) -> da.Array:
     """The data as a dask array, with the chunks it has, or else by rows."""
     if array.chunks is not None:
         return array.data
-    if array._in_memory:  # xarray has no public way to ask, and .data would load what it opened without chunks
+    # xarray has no public way to ask, and .data would load what it opened without chunks.
+    if array._in_memory or on_device(array.variable._data):
         return _view_rows(array.data)
     return array.chunk(sample=_rows_per_chunk(array.shape, array.dtype), feature=-1).data
 
@@ -54,6 +56,17 @@ def whole_rows(data: da.Array) -> da.Array:
         data = data.rechunk(chunks, method="tasks")
     dtype = np.dtype("float32") if data.dtype == BFLOAT16 else data.dtype.newbyteorder("=")
     return data if data.dtype == dtype else data.astype(dtype)
+
+
+def uploaded(data: da.Array) -> da.Array:
+    """The same with CuPy arrays for chunks, on the current GPU, where each is moved by the task that reads it."""
+    if on_device(data._meta):
+        return data
+    import cupy
+
+    from dbksvd_dask.kernels.cuda.transfers import upload
+
+    return data.map_blocks(upload, dtype=data.dtype, meta=cupy.empty((0, 0), data.dtype))
 
 
 def _in_rows(stored: StoredRows, boundaries: list[int]) -> da.Array:
@@ -89,12 +102,12 @@ def _boundaries(stored: StoredRows, rows: int) -> list[int]:
 
 
 def _view_rows(array: np.ndarray) -> da.Array:
-    """Wrap a NumPy array without copying or hashing it, as dask.array.from_array would."""
+    """Wrap a NumPy or CuPy array without copying or hashing it, as dask.array.from_array would."""
     token = f"embeddings-{uuid.uuid4().hex}"
     rows = _rows_per_chunk(array.shape, array.dtype)
     chunks = [array[start : start + rows] for start in range(0, len(array), rows)]
     graph = {(token, i, 0): chunk for i, chunk in enumerate(chunks)}
-    return da.Array(graph, token, (tuple(map(len, chunks)), (array.shape[1],)), dtype=array.dtype)
+    return da.Array(graph, token, (tuple(map(len, chunks)), (array.shape[1],)), meta=array[:0].copy())
 
 
 def _rows_per_chunk(shape: tuple[int, ...], dtype: np.dtype) -> int:

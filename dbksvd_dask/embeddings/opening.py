@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
 from dbksvd_dask.embeddings.checks import check_embeddings, choose_variable, refuse_name, warn_caller
-from dbksvd_dask.embeddings.chunking import lazy_embeddings, on_dask, whole_rows
+from dbksvd_dask.embeddings.chunking import lazy_embeddings, on_dask, uploaded, whole_rows
 from dbksvd_dask.embeddings.formats import open_zarr, stored_embeddings, unnamed
 from dbksvd_dask.embeddings.orientation import Orientation, check_orientation, rows_are_features
 from dbksvd_dask.embeddings.places import is_url, placed
 from dbksvd_dask.embeddings.several import are_paths, is_pattern, joined, matching
 from dbksvd_dask.embeddings.stored import StoredEmbeddings
+from dbksvd_dask.kernels.backend import on_device
 
 Path: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = Path | Sequence[Path] | np.ndarray | da.Array | xr.DataArray | xr.Dataset
 
 
-def open_embeddings(source: Source, *, name: str | None = None, orientation: Orientation | None = None) -> xr.DataArray:
+def open_embeddings(
+    source: Source,
+    *,
+    name: str | None = None,
+    orientation: Orientation | None = None,
+    device: Literal["cuda"] | None = None,
+) -> xr.DataArray:
     """Open embeddings lazily: metadata is read and checked, the embeddings are not.
 
     Parameters
@@ -40,7 +47,7 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
         * a list of such paths, or a pattern as ``"cache/activations_*.pt"``, whose files are opened as one, in the
           order of the list, or of the numbers in their names;
         * a dask array, a NumPy array (not copied; on a cluster its rows travel with every graph, which a ``.npy`` file
-          avoids), an xarray.DataArray or an xarray.Dataset.
+          avoids), a CuPy array (not copied either), an xarray.DataArray or an xarray.Dataset.
 
         Tables hold one list of all features a sample, or lists of such lists, a window of samples.
     name : str, optional
@@ -50,6 +57,10 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
     orientation : {"samples", "features"}, optional
         What the rows are. By default the samples, unless the dimensions of an xarray object are called "feature" and
         "sample", or there are more than 65,536 columns and no more rows than that, which are no features of a model.
+    device : "cuda", optional
+        Where the chunks are: each is read on the host, and moved to the current GPU by the task that reads it; the
+        coordinates stay on the host. What is made of them is computed there, too. By default they stay where they are:
+        on the host, or on a GPU if they are CuPy arrays already.
 
     Returns
     -------
@@ -71,13 +82,15 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
         If there is nothing at the path.
     ImportError
         If the package for a format is missing: ``pip install "dbksvd-dask[formats]"`` has those for HDF5, Parquet and
-        Arrow, torch is in ``[harvest]``.
+        Arrow, torch is in ``[harvest]``. With ``device="cuda"`` if CuPy or numba-cuda is missing, or does not work.
+    OSError
+        With ``device="cuda"``, if there is no GPU, or its driver is missing or too old.
     TypeError
         If ``source`` is none of the above, or its dtype is not floating.
     ValueError
         If ``source`` is not two-dimensional, is empty, has chunks of unknown size, is of an unknown format, cannot be
         read or was only half written, could run code when it is read, or if ``name`` does not say which array is
-        meant; if files that are opened as one are of different widths.
+        meant; if files that are opened as one are of different widths; if there is no such ``device``.
 
     Warns
     -----
@@ -106,6 +119,12 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
     array([0., 1., 0.], dtype=float32)
     """
     check_orientation(orientation)
+    if device is not None:
+        if device != "cuda":
+            raise ValueError(f"device={device!r} is neither 'cuda' nor None: say where the chunks are to be")
+        _check_gpu()
+        array = open_embeddings(source, name=name, orientation=orientation)
+        return array.copy(deep=False, data=uploaded(array.data))
     if isinstance(source, str | os.PathLike) and is_pattern(os.fspath(source)):
         source = matching(os.fspath(source))
     if are_paths(source):
@@ -127,16 +146,18 @@ def open_embeddings(source: Source, *, name: str | None = None, orientation: Ori
     elif isinstance(source, xr.DataArray):
         refuse_name(name, where)
         opened = source
-    elif isinstance(source, da.Array | np.ndarray) and not isinstance(source, np.ma.MaskedArray):
+    elif (isinstance(source, da.Array | np.ndarray) and not isinstance(source, np.ma.MaskedArray)) or on_device(source):
         refuse_name(name, where)
         opened = unnamed(source)
     else:
         raise TypeError(
-            f"embeddings cannot be opened from a {kind.__module__}.{kind.__qualname__}: pass a path, a NumPy or dask "
-            "array, an xarray.DataArray or an xarray.Dataset"
+            f"embeddings cannot be opened from a {kind.__module__}.{kind.__qualname__}: pass a path, a NumPy, CuPy or "
+            "dask array, an xarray.DataArray or an xarray.Dataset"
         )
 
     array = _in_order(opened, orientation, where if opened.name is None else f"{where} ({opened.name!r})")
+    if on_device(array.data._meta):
+        _check_gpu()  # CuPy is there, but that is not all
     if isinstance(source, str | os.PathLike):
         array.encoding["source"] = placed(source)  # xarray's place for it: survives selection, is not written along
     return array.rename(array.name or "embeddings")
@@ -161,6 +182,12 @@ def _in_order(opened: xr.DataArray | StoredEmbeddings, orientation: Orientation 
             f"(zarr: chunks=(rows, {data.shape[1]}); dask: .rechunk({{1: -1}}))"
         )
     return array.copy(deep=False, data=whole_rows(data))
+
+
+def _check_gpu() -> None:
+    from dbksvd_dask.device import check_gpu  # which builds on this package
+
+    check_gpu()
 
 
 def _name_dims(array: xr.DataArray) -> xr.DataArray:

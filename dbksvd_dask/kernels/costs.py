@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
+
+from dbksvd_dask.kernels.backend import backend_of
 
 # Not getrusage: the high-water mark there begins with that of the process which started this one.
 _HAS_STATUS = os.path.exists("/proc/self/status")
@@ -33,23 +34,32 @@ class StageCosts:
     seconds: dict[str, float] = field(default_factory=dict)
     """Summed over tasks."""
     peak_memory: dict[str, int] = field(default_factory=dict)
-    """Bytes: the largest of any process."""
+    """Bytes: the largest of any process, or of any device where that computed."""
 
     _marks: list[int] = field(default_factory=lambda: [memory_of_process().peak], init=False, repr=False)
     """The high-water mark of the process when a stage ended, the last one; at first, when this record was made."""
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, on: Any = None) -> Iterator[None]:
         """Add what the code inside costs, to a record that the same task has made.
 
         Memory is what the process holds when the stage ends; or its high-water mark, where that has risen meanwhile, so
         that arrays which were there for a moment only are not missed. What came and went below an earlier high-water
         mark is not seen, nor what did between tasks: a matrix that arrives from another worker is there twice.
+
+        On a device a stage ends when the device is done, and memory is what is taken there then.
+
+        Parameters
+        ----------
+        name : str
+        on : array, optional
+            One of those that the code inside computes with: on the host, or on a device.
         """
-        start = perf_counter()
+        ops = backend_of(on)
+        start = ops.clock()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
-        resident, peak = memory_of_process()
+        self.seconds[name] = self.seconds.get(name, 0.0) + ops.clock() - start
+        resident, peak = ops.memory()
         held = peak if peak > self._marks[0] else resident
         self.peak_memory[name] = max(self.peak_memory.get(name, 0), held)
         self._marks[0] = peak

@@ -11,8 +11,8 @@ The few eigenvectors with λ > 2 are found by subspace iteration, and the step a
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
 
+from dbksvd_dask.kernels.backend import backend_of, to_host
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.pursuit import Group
 
@@ -25,9 +25,10 @@ N_DIRECTIONS = 8
 
 def code_sums(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
     """``Σ_i x_ij²`` and ``Σ_i x_ij`` of each atom over a chunk: (2, m) float64."""
-    atoms = np.maximum(chunk.indices, 0).ravel()  # empty slots hold zero
-    values = chunk.values.astype(np.float64).ravel()
-    return np.stack([np.bincount(atoms, values * values, n_atoms), np.bincount(atoms, values, n_atoms)])
+    ops = backend_of(chunk.values)
+    rows, slots, atoms = ops.support_entries(chunk.indices, ops.xp.arange(n_atoms, dtype=np.int32))
+    values = chunk.values[rows, slots].astype(np.float64)
+    return ops.xp.stack([ops.sum_by_atom(atoms, values * values, n_atoms), ops.sum_by_atom(atoms, values, n_atoms)])
 
 
 def first_directions(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
@@ -39,19 +40,20 @@ def first_directions(sums: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
         Those of `code_sums` over all samples.
     groups : sequence of Group
     """
-    scale = _inverse_norms(sums)
+    xp, scale = backend_of(sums).xp, _inverse_norms(sums)
     sizes = [group.atoms.stop - group.atoms.start for group in groups]
-    directions = np.concatenate([np.random.default_rng(0).standard_normal((size, N_DIRECTIONS)) for size in sizes])
-    directions[scale == 0] = 0
+    random = np.concatenate([np.random.default_rng(0).standard_normal((size, N_DIRECTIONS)) for size in sizes])
+    directions = xp.where(scale[:, np.newaxis] > 0, xp.asarray(random), 0.0)
     directions[:, 0] = sums[1] * scale
     return orthonormal(directions, groups)
 
 
 def orthonormal(directions: np.ndarray, groups: Sequence[Group]) -> np.ndarray:
     """The same with orthonormal columns in each group; a group of fewer atoms has columns of zeros."""
-    basis = np.zeros_like(directions)
+    xp = backend_of(directions).xp
+    basis = xp.zeros_like(directions)
     for group in groups:
-        q = np.linalg.qr(directions[group.atoms])[0]
+        q = xp.linalg.qr(directions[group.atoms])[0]
         basis[group.atoms, : q.shape[1]] = q
     return basis
 
@@ -60,20 +62,19 @@ def coupling_products(
     chunk: EncodedChunk, sums: np.ndarray, directions: np.ndarray, groups: Sequence[Group]
 ) -> np.ndarray:
     """``C U`` summed over a chunk for the directions U, each group by itself: (m, N_DIRECTIONS) float64."""
-    scale = _inverse_norms(sums)
-    products = np.zeros_like(directions)
+    ops, scale = backend_of(directions), _inverse_norms(sums)
+    products = ops.xp.zeros_like(directions)
     for group in groups:
         indices, values = chunk.codes(group.slots)
-        atoms = np.where(indices >= 0, indices - group.atoms.start, 0)
-        scaled = values * scale[group.atoms][atoms]
-        starts = np.arange(len(atoms) + 1) * atoms.shape[1]
-        X = csr_array((scaled.ravel(), atoms.ravel(), starts), (len(atoms), group.atoms.stop - group.atoms.start))
-        products[group.atoms] = X.T @ (X @ directions[group.atoms])
+        scaled = values * scale[ops.xp.maximum(indices, 0)]
+        # The other groups' atoms are in none of these slots.
+        products += ops.normal_products(indices, scaled, directions)
     return products
 
 
 def _inverse_norms(sums: np.ndarray) -> np.ndarray:
-    return np.divide(1.0, np.sqrt(sums[0]), out=np.zeros_like(sums[0]), where=sums[0] > 0)
+    xp = backend_of(sums).xp
+    return xp.where(sums[0] > 0, 1 / xp.sqrt(xp.where(sums[0] > 0, sums[0], 1)), 0.0)
 
 
 def move_together(
@@ -103,18 +104,19 @@ def move_together(
     (m, d) floats
         Unit rows.
     """
-    scale, norms = _inverse_norms(sums), np.sqrt(sums[0])
+    xp = backend_of(new).xp
+    scale, norms = _inverse_norms(sums), xp.sqrt(sums[0])
     atoms = new.copy()
     for group in groups:
-        projected = directions[group.atoms].T @ products[group.atoms]
+        projected = to_host(directions[group.atoms].T @ products[group.atoms])
         overshoots, vectors = np.linalg.eigh((projected + projected.T) / 2)
-        u = (directions[group.atoms] @ vectors)[:, overshoots > STABLE]
+        u = (directions[group.atoms] @ xp.asarray(vectors))[:, overshoots > STABLE]
         if u.shape[1] == 0:
             continue
         moves = (new[group.atoms] - old[group.atoms]).astype(np.float64)
         common = (u * norms[group.atoms, np.newaxis]).T @ moves
-        excess = 1 - 1 / overshoots[overshoots > STABLE]
+        excess = xp.asarray(1 - 1 / overshoots[overshoots > STABLE])
         shorter = new[group.atoms] - (u * excess * scale[group.atoms, np.newaxis]) @ common
-        lengths = np.linalg.norm(shorter, axis=1, keepdims=True)
-        atoms[group.atoms] = np.where(lengths > 0, shorter / np.where(lengths > 0, lengths, 1), new[group.atoms])
+        lengths = xp.linalg.norm(shorter, axis=1, keepdims=True)
+        atoms[group.atoms] = xp.where(lengths > 0, shorter / xp.where(lengths > 0, lengths, 1), new[group.atoms])
     return atoms

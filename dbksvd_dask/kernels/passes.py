@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.backend import backend_of
 from dbksvd_dask.kernels.chunk import EncodedChunk, Encoding
 from dbksvd_dask.kernels.pursuit import Group
 
@@ -22,10 +22,11 @@ def first_pass(encoding: Encoding, dictionary: np.ndarray, groups: Sequence[Grou
     -------
     (m, d) floats
     """
-    everything = np.arange(len(dictionary), dtype=np.int32)
-    sums = np.empty_like(dictionary)
+    ops = backend_of(dictionary)
+    everything = ops.xp.arange(len(dictionary), dtype=np.int32)
+    sums = ops.xp.empty_like(dictionary)
     for group, chunk in group_by_group(encoding.chunk, dictionary, groups):
-        rows, slots, atoms = cpu.support_entries(chunk.indices, everything)
+        rows, slots, atoms = ops.support_entries(chunk.indices, everything)
         values = chunk.values[rows, slots]
         # e_i = r_i + x_i d_j, so ⟨e_i, d_j⟩ = ⟨r_i, d_j⟩ + x_i for unit atoms.
         weights = encoding.residual_products[:, group.slots][rows, slots] + values
@@ -48,12 +49,13 @@ def group_by_group(
     dictionary : (m, d) floats
     groups : sequence of Group
     """
+    ops = backend_of(chunk.residual)
     residual = chunk.residual if len(groups) == 1 else chunk.residual.copy()
     for group in reversed(groups):
         indices, values = chunk.codes(group.slots)
         yield group, EncodedChunk(indices, values, residual)
         if group is not groups[0]:
-            cpu.subtract_reconstruction(residual, dictionary, indices, -values)
+            ops.subtract_reconstruction(residual, dictionary, indices, -values)
 
 
 def atom_pass(chunk: EncodedChunk, members: np.ndarray, atoms: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -73,14 +75,16 @@ def atom_pass(chunk: EncodedChunk, members: np.ndarray, atoms: np.ndarray, vecto
     -------
     (w, d) floats
     """
-    idle = np.logical_not(vectors.any(axis=1))
+    ops = backend_of(chunk.residual)
+    xp = ops.xp
+    idle = xp.logical_not(vectors.any(axis=1))
     if idle.any():
-        members = np.where((members >= 0) & ~idle[members], members, np.int32(-1))
-    rows, slots, places = cpu.support_entries(chunk.indices, members)
+        members = xp.where((members >= 0) & ~idle[members], members, np.int32(-1))
+    rows, slots, places = ops.support_entries(chunk.indices, members)
     values = chunk.values[rows, slots]
     # ⟨e_i, v_j⟩ = ⟨r_i, v_j⟩ + x_i ⟨d_j, v_j⟩
-    overlap = np.einsum("jf,jf->j", atoms, vectors)
-    weights = cpu.support_products(chunk.residual, vectors, rows, places) + values * overlap[places]
+    overlap = xp.einsum("jf,jf->j", atoms, vectors)
+    weights = ops.support_products(chunk.residual, vectors, rows, places) + values * overlap[places]
     return _accumulate(chunk.residual, rows, places, weights, values, atoms)
 
 
@@ -93,9 +97,10 @@ def _accumulate(
     atoms: np.ndarray,
 ) -> np.ndarray:
     """``Σ_i w_ij e_i = Σ_i w_ij r_i + (Σ_i w_ij x_ij) d_j``."""
-    along_atom = np.bincount(places, weights=weights.astype(np.float64) * values, minlength=len(atoms))
+    ops = backend_of(residual)
+    along_atom = ops.sum_by_atom(places, weights.astype(np.float64) * values, len(atoms))
     sums = atoms * along_atom.astype(atoms.dtype)[:, np.newaxis]
-    cpu.accumulate_residual(residual, rows, places, weights, sums)
+    ops.accumulate_residual(residual, rows, places, weights, sums)
     return sums
 
 
@@ -113,10 +118,10 @@ def project_in_turn(
     old, new : (w, d) floats
     nonnegative : bool
     """
-    rows, slots, places = cpu.support_entries(chunk.indices, members)
+    ops = backend_of(chunk.residual)
     values = chunk.values.copy()
     residual = chunk.residual.copy()
-    cpu.project_in_turn(residual, values, rows, slots, places, old, new, nonnegative)
+    ops.project_in_turn(residual, values, chunk.indices, members, old, new, nonnegative)
     return EncodedChunk(chunk.indices, values, residual)
 
 
@@ -124,5 +129,5 @@ def with_contributions(chunk: EncodedChunk, dictionary: np.ndarray, slots: slice
     """The chunk with what its codes in some slots contribute taken from its residual, or with sign −1 given back."""
     residual = chunk.residual.copy()
     indices, values = chunk.codes(slots)
-    cpu.subtract_reconstruction(residual, dictionary, indices, sign * values)
+    backend_of(residual).subtract_reconstruction(residual, dictionary, indices, sign * values)
     return EncodedChunk(chunk.indices, chunk.values, residual)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import csr_array
 
-from dbksvd_dask.kernels import cpu
+from dbksvd_dask.kernels.backend import backend_of
 from dbksvd_dask.kernels.chunk import EncodedChunk, centred_rows
 
 
@@ -51,23 +51,27 @@ def encode_on_support(
     usable : (m,) bool
         Atoms whose direction is known by now.
     """
+    ops = backend_of(dictionary)
+    xp = ops.xp
     residual = centred_rows(rows, dictionary.dtype, mean)
-    used = np.where((indices >= 0) & usable[indices], indices, np.int32(-1))
-    order = np.argsort(used < 0, axis=1, kind="stable")  # empty slots last, for the least squares
-    used = np.ascontiguousarray(np.take_along_axis(used, order, axis=1))
-    products, coefficients = np.zeros(used.shape, residual.dtype), np.zeros(used.shape, residual.dtype)
-    samples, slots, atoms = cpu.support_entries(used, np.arange(len(dictionary), dtype=np.int32))
-    products[samples, slots] = cpu.support_products(residual, dictionary, samples, atoms)
-    cpu.refit_least_squares(products, gram, used, coefficients)
-    cpu.subtract_reconstruction(residual, dictionary, used, coefficients)
-    values = np.empty_like(coefficients)
-    np.put_along_axis(values, order, coefficients, axis=1)
+    used = xp.where((indices >= 0) & usable[indices], indices, np.int32(-1))
+    # Empty slots last, for the least squares. CuPy may not sort bool.
+    order = xp.argsort((used < 0).view(np.int8), axis=1, kind="stable")
+    used = xp.ascontiguousarray(xp.take_along_axis(used, order, axis=1))
+    products, coefficients = xp.zeros(used.shape, residual.dtype), xp.zeros(used.shape, residual.dtype)
+    samples, slots, atoms = ops.support_entries(used, xp.arange(len(dictionary), dtype=np.int32))
+    products[samples, slots] = ops.support_products(residual, dictionary, samples, atoms)
+    ops.refit_least_squares(products, gram, used, coefficients)
+    ops.subtract_reconstruction(residual, dictionary, used, coefficients)
+    values = xp.take_along_axis(coefficients, xp.argsort(order, axis=1), axis=1)
     return EncodedChunk(indices, values, residual)
 
 
 def sum_of_users(chunk: EncodedChunk, n_atoms: int) -> np.ndarray:
     """Sum of the residuals of the samples that use each atom: (m, d) floats."""
-    sums = np.zeros((n_atoms, chunk.residual.shape[1]), chunk.residual.dtype)
-    samples, _, atoms = cpu.support_entries(chunk.indices, np.arange(n_atoms, dtype=np.int32))
-    cpu.accumulate_residual(chunk.residual, samples, atoms, np.ones(len(samples), sums.dtype), sums)
+    ops = backend_of(chunk.residual)
+    xp = ops.xp
+    sums = xp.zeros((n_atoms, chunk.residual.shape[1]), chunk.residual.dtype)
+    samples, _, atoms = ops.support_entries(chunk.indices, xp.arange(n_atoms, dtype=np.int32))
+    ops.accumulate_residual(chunk.residual, samples, atoms, xp.ones(len(samples), sums.dtype), sums)
     return sums

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from dbksvd_dask.kernels.backend import on_device
+
 
 @dataclass(frozen=True, eq=False)
 class Transferable:
     """Base of dataclasses of arrays and tuples of arrays that tasks return: aligned on arrival, and of known size.
 
     A worker reads what it receives into one buffer, in which arrays begin at any byte. NumPy then copies them for each
-    matrix product, and numba compiles every kernel once more. So they are moved once, on arrival.
+    matrix product, and numba compiles every kernel once more. So they are moved once, on arrival. On a device each
+    array has memory of its own.
     """
 
     def __reduce__(self) -> tuple:
@@ -27,7 +30,7 @@ class Transferable:
 def _size(value: Any) -> int:
     if isinstance(value, tuple):
         return sum(map(_size, value))
-    return value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
+    return int(value.nbytes) if isinstance(value, np.ndarray) or on_device(value) else sys.getsizeof(value)
 
 
 def _receive(cls: type[Transferable], *values: Any) -> Transferable:

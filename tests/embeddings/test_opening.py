@@ -575,7 +575,7 @@ def unknown_chunks(folder):
         (zarr_with_a_missing_chunk, ValueError, "no data in 1 of its 3 chunks: was its writing interrupted"),
         (sharded_zarr_with_a_missing_shard, ValueError, "no data in 1 of its 3 chunks: was its writing interrupted"),
         (unknown_chunks, ValueError, r"unknown size.*compute_chunk_sizes\(\)"),
-        (lambda f: example().tolist(), TypeError, r"from a builtins.list: pass a path, a NumPy or dask array"),
+        (lambda f: example().tolist(), TypeError, r"from a builtins.list: pass a path, a NumPy, CuPy or dask array"),
         (lambda f: np.ma.masked_less(example(), 0), TypeError, "from a numpy.ma.*MaskedArray"),
         (lambda f: None, TypeError, "from a builtins.NoneType"),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dbksvd_dask.batches import ROWS_PER_TASK
 from dbksvd_dask.kernels import chunk as kernels
-from dbksvd_dask.kernels import cpu, passes
+from dbksvd_dask.kernels import cpu, krylov, passes
 from dbksvd_dask.kernels.chunk import EncodedChunk
 from dbksvd_dask.kernels.pursuit import Group, Pursuit
 
@@ -489,8 +489,9 @@ def one_of_everything():
         encoding = kernels.encode_with_residual([Y], D, grams(D, pursuit), mean, pursuit)
         chunk = encoding.chunk
         passed = passes.first_pass(encoding, D, pursuit.groups(len(D)))
-        direction = cpu.next_direction((D,), (passed,), 1e-3)
-        new = cpu.ritz_vectors((D, direction), (passed, passes.atom_pass(chunk, places(range(9), 9), D, direction)), D)
+        direction = krylov.next_direction((D,), (passed,), 1e-3)
+        passed_again = passes.atom_pass(chunk, places(range(9), 9), D, direction)
+        new = krylov.ritz_vectors((D, direction), (passed, passed_again), D)
         projected = passes.project_in_turn(chunk, members, D[4:], new[4:], pursuit.nonnegative)
         everything = (
             *parts(chunk),

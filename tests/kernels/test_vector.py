@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbksvd_dask.kernels import cpu
-from dbksvd_dask.kernels.cpu.vector import long_dots, maximum
+from dbksvd_dask.kernels.cpu.vector import maximum
 
 DTYPES = [np.float32, np.float64]
 FLOATS = [np.float16, *DTYPES]
@@ -25,11 +25,23 @@ def test_sums_are_in_float64(dtype, seed, shape):
         (cpu.squared_row_norms(rows), np.sum(wide**2, axis=1)),
         (total, np.sum(wide, axis=0)),
         (squares, np.sum(wide**2, axis=0)),
-        (long_dots(rows, rows[::-1].copy()), np.sum(wide * wide[::-1], axis=1)),
-        (long_dots(wide, rows), np.sum(wide**2, axis=1)),
+        (cpu.long_dots(rows, rows[::-1].copy()), np.sum(wide * wide[::-1], axis=1)),
+        (cpu.long_dots(wide, rows), np.sum(wide**2, axis=1)),
     ]:
         assert np.asarray(found).dtype == np.float64
         np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), shape=SHAPES)
+def test_multiples_are_added_in_the_precision_of_the_totals(dtype, seed, shape):
+    rng = np.random.default_rng(seed)
+    totals, factors, vectors = rng.standard_normal(shape), rng.standard_normal(shape[0]), rng.standard_normal(shape)
+    vectors = vectors.astype(dtype)
+    expected = totals + factors[:, np.newaxis] * vectors.astype(np.float64)
+    cpu.add_multiples(totals, factors, vectors)
+    np.testing.assert_allclose(totals, expected, rtol=0, atol=1e-14)
 
 
 def test_moments_of_a_million_samples_lose_no_digits():

@@ -4,16 +4,12 @@ For atom j, ``E_j = R_Ω + x_j d_jᵀ``; the new atom is its first right singula
 pass over the residual applies it to one vector of every atom, and Lanczos needs two or three passes.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, empty_tile, load_tile, long_dots
-
-ATOMS_PER_BLOCK = 128
-"""Atoms updated at a time, so that what is computed of them in float64 stays in cache."""
+from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE, compiled, compiled_sum, empty_tile, load_tile
 
 
 def support_entries(indices: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,9 +117,49 @@ def _accumulate_residual(residual: Any, rows: Any, atoms: Any, weights: Any, sum
                 sums[j, offset + f] = tile[j, f]
 
 
-@compiled
+def sum_by_atom(atoms: np.ndarray, weights: np.ndarray, n_atoms: int) -> np.ndarray:
+    """``Σ_i weight_ij`` of each atom j over the entries (i, j).
+
+    Parameters
+    ----------
+    atoms : (entries,) int32
+    weights : (entries,) floats
+    n_atoms : int
+
+    Returns
+    -------
+    (n_atoms,) float64
+    """
+    return np.bincount(atoms, weights, n_atoms).astype(np.float64, copy=False)  # of nothing: integers
+
+
+def normal_products(indices: np.ndarray, values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``XᵀX V`` of the codes X.
+
+    Parameters
+    ----------
+    indices, values : (n, k) int32 and floats
+    vectors : (m, t) float64
+
+    Returns
+    -------
+    (m, t) float64
+    """
+    n_samples, n_slots = indices.shape
+    starts = np.arange(n_samples + 1) * n_slots
+    atoms = np.maximum(indices, 0).ravel()  # empty slots hold zero
+    X = csr_array((values.ravel(), atoms, starts), (n_samples, len(vectors)))
+    return X.T @ (X @ vectors)
+
+
 def project_in_turn(
-    residual: Any, values: Any, rows: Any, slots: Any, atoms: Any, old: Any, new: Any, nonnegative: bool
+    residual: np.ndarray,
+    values: np.ndarray,
+    indices: np.ndarray,
+    position: np.ndarray,
+    old: np.ndarray,
+    new: np.ndarray,
+    nonnegative: bool,
 ) -> None:
     """Bring residual and coefficients up to date with the new atoms of an inner batch, sample by sample.
 
@@ -137,12 +173,20 @@ def project_in_turn(
         Overwritten.
     values : (n, k) floats
         Overwritten.
-    rows, slots, atoms : (entries,) int32
-        From `support_entries`.
+    indices : (n, k) int32
+    position : (m,) int32
+        Place of each atom in the inner batch, −1 for atoms outside it.
     old, new : (w, d) floats
     nonnegative : bool
         Clip coefficients at zero.
     """
+    _project_in_turn(residual, values, *support_entries(indices, position), old, new, nonnegative)
+
+
+@compiled
+def _project_in_turn(
+    residual: Any, values: Any, rows: Any, slots: Any, atoms: Any, old: Any, new: Any, nonnegative: bool
+) -> None:
     width = np.uint64(residual.shape[1])
     first = 0
     while first < rows.size:
@@ -170,101 +214,3 @@ def _dot(a: Any, i: int, b: Any, j: int) -> float:
     for f in range(np.uint64(a.shape[1])):
         total += a[i, f] * b[j, f]
     return total
-
-
-def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], tol: float) -> np.ndarray:
-    """Lanczos: what the last product adds to the Krylov basis of each atom.
-
-    Parameters
-    ----------
-    basis : sequence of (w, d) floats
-        Orthonormal vectors q_1 … q_t of each atom.
-    products : sequence of (w, d) floats
-        ``E_jᵀ E_j q_s`` for each of them.
-    tol : float
-        An atom is done when ``‖E_jᵀE_j v − θ v‖ ≤ tol θ`` for its Ritz vector v of the largest Ritz value θ.
-
-    Returns
-    -------
-    (w, d) floats
-        q_{t+1}; zero where the atom is done or its Krylov space exhausted.
-    """
-    direction = np.empty_like(basis[0])
-    exhausted = 16 * float(np.finfo(direction.dtype).eps)
-    for block, *krylov in _blocks_of_atoms(basis, products):
-        q = krylov[1][-1].astype(np.float64)
-        lengths = np.sqrt(long_dots(q, q))
-        for _repeat in range(2):  # twice is enough for orthogonality to rounding (Kahan, Parlett)
-            for vectors in krylov[0]:
-                _add_multiples(q, -long_dots(q, vectors), vectors)
-        norms = np.sqrt(long_dots(q, q))
-        done = norms <= exhausted * lengths
-        if tol > 0:
-            values, ritz = np.linalg.eigh(_projections(*krylov))
-            # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
-            done |= norms * np.abs(ritz[:, -1, -1]) <= tol * values[:, -1]
-        q /= np.where(done, 1, norms)[:, np.newaxis]
-        q[done] = 0
-        direction[block] = q
-    return direction
-
-
-def ritz_vectors(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], old: np.ndarray) -> np.ndarray:
-    """New atoms: the best direction in each atom's Krylov space, taken through ``E_jᵀE_j`` once more.
-
-    With one basis vector this is a power step.
-
-    Parameters
-    ----------
-    basis : sequence of (w, d) floats
-        q_1 … q_t of each atom.
-    products : sequence of (w, d) floats
-        ``E_jᵀ E_j q_s`` for each of them.
-    old : (w, d) floats
-        The atoms so far: they give the sign, and stay where ``E_j`` is zero.
-
-    Returns
-    -------
-    (w, d) floats
-        Unit rows with ``⟨new, old⟩ ≥ 0``.
-    """
-    new = np.empty_like(old)
-    for block, *krylov in _blocks_of_atoms(basis, products):
-        weights = np.linalg.eigh(_projections(*krylov))[1][:, :, -1]
-        v = np.zeros(krylov[1][0].shape)
-        for factors, vectors in zip(np.ascontiguousarray(weights.T), krylov[1], strict=True):
-            _add_multiples(v, factors, vectors)
-        norms = np.sqrt(long_dots(v, v))
-        norms[long_dots(v, old[block]) < 0] *= -1
-        stays = norms == 0
-        v /= np.where(stays, 1, norms)[:, np.newaxis]
-        v[stays] = old[block][stays]
-        new[block] = v
-    return new
-
-
-def _blocks_of_atoms(
-    basis: Sequence[np.ndarray], products: Sequence[np.ndarray]
-) -> Iterator[tuple[slice, list[np.ndarray], list[np.ndarray]]]:
-    """Some atoms at a time, with their vectors and products."""
-    for start in range(0, len(basis[0]), ATOMS_PER_BLOCK):
-        block = slice(start, start + ATOMS_PER_BLOCK)
-        yield block, [q[block] for q in basis], [product[block] for product in products]
-
-
-def _projections(basis: Sequence[np.ndarray], products: Sequence[np.ndarray]) -> np.ndarray:
-    """``q_s E_jᵀE_j q_tᵀ`` of t vectors and products, each (w, d): (w, t, t) float64."""
-    size = len(basis)
-    projected = np.empty((len(basis[0]), size, size))
-    for s, t in combinations_with_replacement(range(size), 2):
-        projected[:, s, t] = projected[:, t, s] = long_dots(basis[s], products[t])
-    return projected
-
-
-@compiled
-def _add_multiples(totals: Any, factors: Any, vectors: Any) -> None:
-    """``totals_i += factor_i * vector_i``, in the precision of the totals."""
-    for i in range(totals.shape[0]):
-        factor = factors[i]
-        for f in range(np.uint64(totals.shape[1])):
-            totals[i, f] += factor * vectors[i, f]

@@ -116,6 +116,27 @@ def _long_dots(a: Any, b: Any, dots: Any) -> None:
         dots[i] = total
 
 
+def add_multiples(totals: np.ndarray, factors: np.ndarray, vectors: np.ndarray) -> None:
+    """``totals_i += factor_i vector_i`` of each row, in the precision of the totals.
+
+    Parameters
+    ----------
+    totals : (n, d) floats
+        Overwritten.
+    factors : (n,) floats
+    vectors : (n, d) floats
+    """
+    _add_multiples(totals, factors, vectors)
+
+
+@compiled
+def _add_multiples(totals: Any, factors: Any, vectors: Any) -> None:
+    for i in range(totals.shape[0]):
+        factor = factors[i]
+        for f in range(np.uint64(totals.shape[1])):
+            totals[i, f] += factor * vectors[i, f]
+
+
 def squared_row_norms(rows: np.ndarray) -> np.ndarray:
     """``‖row‖²`` of each row, summed in float64: (n, d) floats → (n,) float64."""
     return long_dots(rows, rows)
