@@ -39,5 +39,5 @@ def explained_memory_errors(n_rows: int, row_bytes: int) -> Iterator[None]:
         )
         raise MemoryError(
             f"the device is out of memory: {more}{free / _GIBIBYTE:.3g} of {total / _GIBIBYTE:.3g} GiB are free"
-            f"{advice if fits > 0 else ''}"
+            f"{advice if 0 < fits < n_rows else ''}"
         ) from error
