@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import validate_parameter_constraints
 
 from dbksvd_dask import fitting
 from dbksvd_dask.codes import SparseCodes
+from dbksvd_dask.device import refuse_cupy
 from dbksvd_dask.dictionary import Dictionary
 from dbksvd_dask.embeddings import open_embeddings
 from dbksvd_dask.estimator import DBKSVD
@@ -171,6 +172,7 @@ def _rows_in_memory(Y: np.ndarray) -> np.ndarray:
             f"Y is a {type(Y).__module__.partition('.')[0]} {type(Y).__name__}, but ksvd_baseline needs all samples in "
             "memory: pass a NumPy array, or fit DBKSVD, which reads them as it goes"
         )
+    refuse_cupy(Y, "Y")
     dtype = np.result_type(open_embeddings(Y).dtype, np.float32)  # refuses what are no embeddings
     return np.ascontiguousarray(Y, dtype)
 

@@ -199,8 +199,8 @@ def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: st
         if on_device(block) != device:
             said, found = ("cupy", "numpy") if device else ("numpy", "cupy")
             raise ValueError(
-                f"chunk {segment.chunk} of {name} is a {found} array, but its dask array says {said}: give map_blocks "
-                f"(or whatever made it) meta={found}.empty((0, 0), dtype)"
+                f"chunk {segment.chunk} of {name} is a {found} array, but its dask array says {said}: have all chunks "
+                f"in one place, and give map_blocks (or whatever made it) meta={found}.empty((0, 0), dtype)"
             )
     return [check_finite(block, segment, name) for block, segment in zip(blocks, segments, strict=True)]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.embeddings.checks import warn_caller
 from dbksvd_dask.kernels.backend import on_device
+from dbksvd_dask.warning import warn_caller
 
 SLOW_FLOAT64 = 16
 """From this ratio on float64 is called slow: devices made for it take twice as long as for float32, others 32 or 64."""
@@ -82,6 +82,10 @@ def refuse_cupy(array: Any, name: str) -> None:
     """
     if on_device(array):
         raise TypeError(f"{name} is a CuPy array, but has to be on the host: pass it with .get()")
+    if on_device(getattr(array, "_meta", None)):
+        raise TypeError(
+            f"{name} has CuPy arrays for chunks, but has to be on the host: pass it with .map_blocks(cupy.asnumpy)"
+        )
 
 
 def _is_installed(package: str) -> bool:

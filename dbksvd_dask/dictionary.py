@@ -93,6 +93,7 @@ class Dictionary:
         labels: Mapping[int, str] | None = None,
     ) -> None:
         self.atoms = check_atoms(atoms, "atoms")
+        refuse_cupy(mean, "mean")
         self.mean = None if mean is None else self._check_mean(np.asarray(mean))
         self.n_nonzero_coefs = None if n_nonzero_coefs is None else self._check_k(n_nonzero_coefs)
         self.encoder = encoder
@@ -113,6 +114,11 @@ class Dictionary:
     def n_features(self) -> int:
         """Number of features, d."""
         return self.atoms.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, d): atoms and features."""
+        return self.n_atoms, self.n_features
 
     @property
     def dtype(self) -> np.dtype:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -20,6 +19,7 @@ from dbksvd_dask.batches import OuterBatches, tasks_of
 from dbksvd_dask.graph import active_client
 from dbksvd_dask.kernels.backend import backend_of, on_device
 from dbksvd_dask.kernels.costs import memory_of_process
+from dbksvd_dask.kernels.pursuit import Pursuit
 from dbksvd_dask.memory_sizes import COMPILATION, DEVICE_LIBRARIES, WORKER_PROCESS, Sizes
 from dbksvd_dask.reprs import plan_html
 
@@ -116,6 +116,7 @@ def plan_memory(
     resident = memory_of_process().resident
     n_threads, all_threads, limit = _resources(batches.device)
     on_cluster = active_client() is not None
+    ops = backend_of(data._meta)
     sizes = Sizes(
         n_samples=len(data),
         n_features=data.shape[1],
@@ -142,7 +143,10 @@ def plan_memory(
         on_cluster=on_cluster,
         process=_process(batches.device, on_cluster),
         device=batches.device,
-        rows_per_block=backend_of(data._meta).rows_per_block(max(group_sizes), np.dtype(dtype).itemsize),
+        rows_per_block=ops.rows_per_block(max(group_sizes), np.dtype(dtype).itemsize),
+        krylov_block=ops.KRYLOV_BLOCK,
+        scratch=_scratch(pursuit) if batches.device else 0,
+        reading_threads=_threads(),
     )
     plan = MemoryPlan(sizes.worker(), sizes.per_task, sizes.driver(resident), limit, advice="")
     return plan if plan.fits else replace(plan, advice=_advice(sizes, plan.per_worker, limit))
@@ -171,10 +175,13 @@ def _is_array(node: Any) -> bool:
 
 def _process(device: bool, on_cluster: bool) -> int:
     """Bytes of a worker without data; in this process, what it holds already and what a first fit adds."""
-    if device:
-        held = 0 if on_cluster else import_module("cupy").get_default_memory_pool().used_bytes()
-        return DEVICE_LIBRARIES + held
-    return WORKER_PROCESS if on_cluster else memory_of_process().resident + COMPILATION
+    if not device:
+        return WORKER_PROCESS if on_cluster else memory_of_process().resident + COMPILATION
+    if on_cluster:
+        return DEVICE_LIBRARIES
+    import cupy  # is there, where its arrays are
+
+    return DEVICE_LIBRARIES + int(cupy.get_default_memory_pool().used_bytes())
 
 
 def _resources(device: bool) -> tuple[int, int, int | None]:
@@ -186,8 +193,7 @@ def _resources(device: bool) -> tuple[int, int, int | None]:
     if client is None and device:
         return 1, 1, _device_memory()
     if client is None:
-        n_threads = 1 if get_scheduler() is dask.get else dask.config.get("num_workers", None) or CPU_COUNT
-        return n_threads, n_threads, int(MEMORY_LIMIT)
+        return _threads(), _threads(), int(MEMORY_LIMIT)
     threads = client.nthreads().values()
     if not threads:
         raise ValueError("the cluster has no workers yet: wait for them with client.wait_for_workers(1)")
@@ -197,9 +203,23 @@ def _resources(device: bool) -> tuple[int, int, int | None]:
     return max(threads), sum(threads), min(limits, default=None)
 
 
+def _threads() -> int:
+    """Those of this process that Dask uses where there is no cluster."""
+    return 1 if get_scheduler() is dask.get else dask.config.get("num_workers", None) or CPU_COUNT
+
+
+def _scratch(pursuit: Pursuit) -> int:
+    """Bytes that least squares on supports takes on a device."""
+    from dbksvd_dask.kernels.cuda.least_squares import scratch_bytes
+
+    solves = pursuit.encoder == "omp" or pursuit.refit == "lstsq"
+    return scratch_bytes(pursuit.n_nonzero_coefs) if solves else 0
+
+
 def _device_memory() -> int:
     """Bytes of its device that this process may have: what nobody else has, or all where it has a pool of its own."""
-    cupy = import_module("cupy")
+    import cupy
+
     free, total = cupy.cuda.runtime.memGetInfo()
     pool = cupy.get_default_memory_pool()
     return free + pool.total_bytes() if cupy.cuda.get_allocator() == pool.malloc else total

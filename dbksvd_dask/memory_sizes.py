@@ -6,7 +6,7 @@ from math import ceil, log
 
 import numpy as np
 
-from dbksvd_dask.batches import ROWS_PER_TASK, tasks_of
+from dbksvd_dask.batches import ROWS_PER_DEVICE_TASK, ROWS_PER_TASK, tasks_of
 from dbksvd_dask.graph import FAN_IN, READS_AT_ONCE
 from dbksvd_dask.kernels.cpu.vector import FEATURES_PER_TILE
 from dbksvd_dask.kernels.gram import ATOMS_PER_PANEL, panel_starts
@@ -68,6 +68,12 @@ class Sizes:
     """Whether rows are on devices, whose memory this is about."""
     rows_per_block: int
     """Rows whose products are formed at a time."""
+    krylov_block: int
+    """Atoms of which new ones are computed at a time."""
+    scratch: int
+    """Bytes of a device that least squares on the supports of many rows takes."""
+    reading_threads: int
+    """Of this process, where it reads for a device; one task at a time computes there, but all threads read."""
 
     @property
     def atoms(self) -> int:
@@ -129,20 +135,42 @@ class Sizes:
     @property
     def reading(self) -> int:
         """Bytes of chunks that are being read."""
-        n_readers = READS_AT_ONCE if self.on_cluster else self.n_threads
+        n_readers = READS_AT_ONCE if self.on_cluster else self.reading_threads if self.device else self.n_threads
         n_chunks = self.n_tasks * self.rows_of_task // self.chunk_rows + 2
         copies = 1 if self.device else READING_COPIES  # a device gets it decoded
         rows = copies * self.chunk_rows + (self.rows_of_task if self.shuffle else 0)
+        if self.device and not self.shuffle:
+            rows = 0  # what is moved there is what is kept
         return min(n_readers, self.n_tasks, n_chunks) * rows * self.n_features * self.itemsize
+
+    @property
+    def rows_for_the_mean(self) -> int:
+        """Bytes of what tasks read that add up all rows."""
+        if self.device:
+            n_readers = self.n_threads if self.on_cluster else self.reading_threads
+            rows = min(n_readers * max(ROWS_PER_DEVICE_TASK, self.chunk_rows), self.n_samples)
+            rows = 0 if self.in_memory else rows
+        else:
+            rows = self.n_threads * (max(ROWS_PER_TASK, self.chunk_rows) + self.chunk_rows)
+        return rows * self.n_features * self.itemsize
 
     @property
     def encoded(self) -> int:
         """Bytes of the encoded chunks of a batch on a worker."""
-        row = self.n_features * self.dtype.itemsize + self.n_nonzero_coefs * (INT32 + self.dtype.itemsize)
         n_chunks = self.n_tasks
         if self.in_inner_batches:  # the next state of a chunk beside the last one; the first for replacing atoms
             n_chunks += self.n_threads + (self.n_tasks if self.replaces_by_residuals else 0)
-        return n_chunks * self.rows_of_task * row
+        return n_chunks * self.rows_of_task * self._encoded_row
+
+    @property
+    def _encoded_row(self) -> int:
+        return self.n_features * self.dtype.itemsize + self.n_nonzero_coefs * (INT32 + self.dtype.itemsize)
+
+    @property
+    def evaluated(self) -> int:
+        """Bytes of a task that encodes held-out rows, and drops what it has found."""
+        rows = -(-self.validation_rows // tasks_of(self.validation_rows, self.device))
+        return rows * self._encoded_row + self._pursuit(rows)
 
     @property
     def sums(self) -> int:
@@ -158,13 +186,23 @@ class Sizes:
         support = entries * (3 * INT32 + 3 * self.dtype.itemsize + 2 * FLOAT64)
         if self.device:  # entries are put in the order of their atoms, and all atoms solved for at once in float64
             support += entries * (INT32 + 3 * INT64)
-            tile = 4 * self.updated_at_once * self.n_features * FLOAT64
+            tile = 4 * min(self.updated_at_once, self.krylov_block) * self.n_features * FLOAT64
         else:
-            tile = self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
+            tile = self._tile
         copy = self.rows_of_task * self.n_features * self.dtype.itemsize if len(self.group_sizes) > 1 else 0
         update = support + tile + copy + self.vectors
-        products = min(self.rows_per_block, self.rows_of_task) * max(self.group_sizes) * self.dtype.itemsize + tile
-        return max(update, products)
+        return max(update, self._pursuit(self.rows_of_task))
+
+    def _pursuit(self, n_rows: int) -> int:
+        """Bytes that encoding so many rows takes for a moment."""
+        products = min(self.rows_per_block, n_rows) * max(self.group_sizes) * self.dtype.itemsize
+        if not self.device:
+            return products + self._tile
+        return products + self.scratch + n_rows * self.n_nonzero_coefs * (INT32 + 3 * self.dtype.itemsize + INT64)
+
+    @property
+    def _tile(self) -> int:
+        return self.n_atoms * FEATURES_PER_TILE * self.dtype.itemsize
 
     @property
     def assembling(self) -> int:
@@ -189,12 +227,14 @@ class Sizes:
             "dictionary": self.atoms if self.on_cluster else 3 * self.atoms,
         }
         if self.centers:
-            read = self.n_threads * (max(ROWS_PER_TASK, self.chunk_rows) + self.chunk_rows) * self.n_features
-            yield {"process": self.process, "rows for the mean": read * self.itemsize}
+            yield {"process": self.process, "rows for the mean": self.rows_for_the_mean}
         tasks = {"tasks": self.n_threads * self.per_task, "reading": self.reading}
         yield stays | {"Gram matrix and its panels": self.assembling, "reading": self.reading}
         if self.n_threads < self.all_threads:  # it is moved as it arrives, to where arrays may begin
             yield stays | {"Gram matrix, received": 2 * self.gram, "reading": self.reading}
+        if self.validation_rows:
+            tasks_of_held_out = {"tasks": self.n_threads * self.evaluated, "reading": self.reading}
+            yield stays | {"Gram matrix": self.gram} | tasks_of_held_out
         encoded = stays | {"encoded chunks": self.encoded}
         yield encoded | {"Gram matrix": self.gram, "sums over chunks": self.sums} | tasks
         done = self.atoms if self.in_inner_batches else 0  # new atoms wait until all are there, and are put together

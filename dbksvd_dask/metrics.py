@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from dbksvd_dask.kernels.backend import backend_of, to_host
+from dbksvd_dask.kernels.backend import backend_of, on_device, to_host
 from dbksvd_dask.kernels.gram import gram_panel, panel_starts, panels_coherence
 
 
@@ -125,7 +125,7 @@ def relative_error(embeddings: np.ndarray, reconstruction: np.ndarray) -> float:
     >>> relative_error(np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[0.0, 4.0], [0.0, 0.0]]))
     0.6
     """
-    return ErrorSums.of(embeddings, embeddings - reconstruction).relative_error
+    return ErrorSums.of(embeddings, _residual(embeddings, reconstruction)).relative_error
 
 
 def variance_explained(embeddings: np.ndarray, reconstruction: np.ndarray, *, per_feature: bool = False) -> float:
@@ -146,8 +146,17 @@ def variance_explained(embeddings: np.ndarray, reconstruction: np.ndarray, *, pe
     >>> variance_explained(Y, np.array([[1.0, 0.0], [2.0, 4.0]]), per_feature=True)
     0.75
     """
-    sums = ErrorSums.of(embeddings, embeddings - reconstruction)
+    sums = ErrorSums.of(embeddings, _residual(embeddings, reconstruction))
     return sums.variance_explained_per_feature if per_feature else sums.variance_explained
+
+
+def _residual(embeddings: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    if on_device(embeddings) != on_device(reconstruction):
+        raise ValueError(
+            "the embeddings and their reconstruction are one on a GPU and the other not: move one of them, by "
+            "cupy.asarray(…) or .get()"
+        )
+    return embeddings - reconstruction
 
 
 def l0(indices: np.ndarray) -> float:

@@ -142,5 +142,3 @@ def _fit_together(models: Sequence[DBKSVD], Y: Source, validation: Source | None
         for _ in range(n_iterations):
             for model, training in zip(models, trainings, strict=True):
                 fitting.go_on_from(model, *advance(reading, training, model._fit_state.state))
-    for model in models:
-        model._fit_state.state = model._fit_state.state.placed(device=False)

@@ -1,7 +1,8 @@
 """A stand-in for CuPy where there is no GPU: its arrays are NumPy's, and its kernels run in numba's CUDA simulator.
 
 Like CuPy's, its arrays do not mix with NumPy arrays, and do not become ones unasked: what the library would do wrong on
-a device is an error here, too. What is fast there is slow here.
+a device is an error here, too. What is fast there is slow here. It has what is used, and no more: what is to be used as
+well is looked up in CuPy first, as test_cupy_stand_in.py does where CuPy is installed.
 """
 
 import sys
@@ -23,6 +24,52 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 DEVICE_MEMORY = 8 * 2**30
 
+FUNCTIONS = {
+    "abs": "",
+    "add": "out",
+    "arange": "dtype",
+    "argsort": "axis kind",
+    "argwhere": "",
+    "ascontiguousarray": "",
+    "bincount": "minlength",
+    "concatenate": "axis",
+    "count_nonzero": "",
+    "divmod": "",
+    "einsum": "",
+    "full": "",
+    "linalg.eigh": "",
+    "linalg.norm": "axis keepdims",
+    "linalg.qr": "",
+    "logical_not": "",
+    "matmul": "out",
+    "maximum": "out",
+    "ones": "",
+    "searchsorted": "",
+    "sqrt": "",
+    "stack": "",
+    "take": "axis",
+    "take_along_axis": "axis",
+    "tensordot": "",
+    "triu": "",
+    "where": "",
+    "zeros": "",
+    "zeros_like": "",
+}
+"""Functions that NumPy has, too, each with what it may be given by name."""
+
+METHODS = {
+    "all": "axis",
+    "any": "axis",
+    "astype": "copy",
+    "copy": "",
+    "max": "axis",
+    "ravel": "",
+    "reshape": "",
+    "sum": "axis dtype",
+    "view": "",
+}
+"""The same of arrays."""
+
 
 class ndarray(NDArrayOperatorsMixin):
     """An array "on the device"."""
@@ -41,10 +88,12 @@ class ndarray(NDArrayOperatorsMixin):
         )
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return _call(getattr(ufunc, method), *inputs, **kwargs)
+        known = method == "__call__" and set(kwargs) <= {"out"}
+        return _call(ufunc, *inputs, **kwargs) if known else NotImplemented
 
     def __array_function__(self, function, _types, arguments, kwargs):
-        return _call(function, *arguments, **kwargs)
+        ours = getattr(module, function.__name__, None)
+        return ours(*arguments, **kwargs) if ours else NotImplemented
 
     # --- what CuPy has
 
@@ -80,8 +129,8 @@ class ndarray(NDArrayOperatorsMixin):
         return _wrapped(self._values[_plain_index(index)])
 
     def __setitem__(self, index, values):
-        if isinstance(values, np.ndarray) and values.ndim > 0:
-            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        if isinstance(values, list | tuple):
+            raise TypeError(f"Unsupported type {type(values)}")
         self._values[_plain_index(index)] = _plain(values)
 
     def __iter__(self):
@@ -99,19 +148,13 @@ class ndarray(NDArrayOperatorsMixin):
     def __int__(self):
         return int(self._values)
 
-    def __index__(self):
-        return self._values.__index__()
-
     def __bool__(self):
         return bool(self._values)
 
     def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        method = getattr(self._values, name)
-        if not callable(method):
-            raise AttributeError(f"the stand-in for CuPy has no {name}")
-        return lambda *arguments, **kwargs: _call(method, *arguments, **kwargs)
+        if name not in METHODS:
+            raise AttributeError(f"arrays of the stand-in for CuPy have no {name}")
+        return _checked(name, getattr(self._values, name), METHODS[name])
 
 
 ndarray.__module__ = "cupy"
@@ -120,7 +163,7 @@ ndarray.__module__ = "cupy"
 def _plain(value):
     if isinstance(value, ndarray):
         return value._values
-    if isinstance(value, np.ndarray) and value.ndim > 0:
+    if isinstance(value, np.ndarray):
         raise TypeError(f"Unsupported type {type(value)}")  # as CuPy has it
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
@@ -135,7 +178,7 @@ def _plain_index(index):
 
 
 def _wrapped(value):
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic | int):
         return ndarray(np.asarray(value))  # CuPy has arrays without dimensions where NumPy has scalars
     if isinstance(value, tuple) and any(isinstance(part, np.ndarray) for part in value):
         return type(value)(*map(_wrapped, value)) if hasattr(value, "_fields") else tuple(map(_wrapped, value))
@@ -146,20 +189,38 @@ def _call(function, *arguments, **kwargs):
     return _wrapped(function(*map(_plain, arguments), **{name: _plain(value) for name, value in kwargs.items()}))
 
 
+def _checked(name, function, named):
+    def call(*arguments, **kwargs):
+        if unknown := set(kwargs) - set(named.split()):
+            raise TypeError(f"{name} of the stand-in for CuPy takes no {', '.join(unknown)}")
+        if kwargs.get("kind", "stable") != "stable":
+            raise ValueError("kind can only be None or 'stable'")  # as CuPy has it
+        return _call(function, *arguments, **kwargs)
+
+    return call
+
+
+def empty(shape, dtype=float):
+    """Full of what must not be read: memory of a device holds anything."""
+    dtype = np.dtype(dtype)
+    anything = np.nan if dtype.kind == "f" else True if dtype.kind == "b" else np.iinfo(dtype).min
+    return ndarray(np.full(shape, anything, dtype))
+
+
+def empty_like(array):
+    return empty(array.shape, array.dtype)
+
+
 def asarray(values, dtype=None, order=None):
     return values if isinstance(values, ndarray) and dtype is None else array(values, dtype, order=order)
 
 
-def array(values, dtype=None, copy=True, order=None):
+def array(values, dtype=None, order=None):
     return ndarray(np.array(values._values if isinstance(values, ndarray) else values, dtype=dtype, order=order))
 
 
 def asnumpy(values, *_, **__):
     return values.get() if isinstance(values, ndarray) else np.asarray(values)
-
-
-def get_array_module(*arrays):
-    return module if any(isinstance(a, ndarray) for a in arrays) else np
 
 
 class OutOfMemoryError(MemoryError):
@@ -181,7 +242,7 @@ class _Stream:
 
     ptr = 0
 
-    def __init__(self, null=False, non_blocking=False):
+    def __init__(self, non_blocking=False):
         self._queue = [] if non_blocking else None
 
     def __enter__(self):
@@ -210,26 +271,10 @@ class _Stream:
         while self._queue and any(queued is work for queued in self._queue):
             self._queue.pop(0)()
 
-    def wait_event(self, *_):
-        pass
-
 
 class _Device:
     id = 0
-    compute_capability = "90"
     attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": 232448, "SingleToDoublePrecisionPerfRatio": 2}
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def synchronize(self):
-        pass
 
 
 def _make_module():
@@ -240,7 +285,6 @@ def _make_module():
         Event=_Stream,
         Device=_Device,
         get_current_stream=lambda: stream,
-        is_available=lambda: True,
         cublas=None,
         alloc_pinned_memory=lambda n_bytes: bytearray(n_bytes),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -249,33 +293,20 @@ def _make_module():
             runtimeGetVersion=lambda: 13_000,
             CUDARuntimeError=CUDARuntimeError,
             memGetInfo=lambda: (DEVICE_MEMORY, DEVICE_MEMORY),
-            getDeviceProperties=lambda _: {"name": b"stand-in"},
-            deviceSynchronize=lambda: None,
         ),
     )
-    own = {"ndarray": ndarray, "asarray": asarray, "array": array, "asnumpy": asnumpy, "cuda": device_module}
     pool = SimpleNamespace(used_bytes=lambda: 0, free_bytes=lambda: 0, total_bytes=lambda: 0, malloc=object())
     device_module.get_allocator = lambda: pool.malloc
-    own |= {"get_default_memory_pool": lambda: pool}
-    own |= {"get_array_module": get_array_module, "__version__": "14.0", "__file__": __file__, "__path__": []}
+    own = {f.__name__: f for f in (ndarray, asarray, array, asnumpy, empty, empty_like)}
+    own |= {"cuda": device_module, "get_default_memory_pool": lambda: pool, "__file__": __file__, "__path__": []}
     made.__dict__.update(own)
 
-    def of_numpy(name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        value = getattr(np, name)
-        if isinstance(value, ModuleType):  # linalg
-            return SimpleNamespace(**{n: _function(getattr(value, n)) for n in dir(value) if not n.startswith("_")})
-        return _function(value)
-
-    made.__getattr__ = of_numpy
+    made.linalg = SimpleNamespace()
+    for name, named in FUNCTIONS.items():
+        *group, last = name.split(".")
+        there, here = (getattr(np, *group), getattr(made, *group)) if group else (np, made)
+        setattr(here, last, _checked(name, getattr(there, last), named))
     return made
-
-
-def _function(value):
-    if isinstance(value, type) or not callable(value):
-        return value
-    return lambda *arguments, **kwargs: _call(value, *arguments, **kwargs)
 
 
 module = _make_module()
@@ -329,21 +360,29 @@ class _Turns:
             alive = [thread for thread in alive if not thread.greenlet.dead]
 
 
+_configure, _run = FakeCUDAKernel.__getitem__, FakeCUDAKernel.__call__
+
+
+def _as_cuda_array(array, sync):
+    assert not sync, "numba would wait for the stream"
+    assert array.flags.c_contiguous, "numba would compile the kernel for another layout"
+    return array._values
+
+
 def install(monkeypatch):
     """Let ``import cupy`` find the stand-in, and numba's simulator take its arrays."""
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(numba_cuda, "as_cuda_array", lambda a, sync=True: a._values, raising=False)
+    monkeypatch.setattr(numba_cuda, "as_cuda_array", _as_cuda_array, raising=False)
     monkeypatch.setattr(numba_cuda, "external_stream", lambda _: 0, raising=False)
-    configure, run = FakeCUDAKernel.__getitem__, FakeCUDAKernel.__call__
 
     def configured(kernel, configuration):
         own = copy(kernel)
-        configure(own, configuration)
+        _configure(own, configuration)
         return own
 
     def one_at_a_time(kernel, *arguments):
         with nullcontext() if kernel._device else _one_kernel:
-            return run(kernel, *arguments)
+            return _run(kernel, *arguments)
 
     monkeypatch.setattr(FakeCUDAKernel, "__getitem__", configured)
     monkeypatch.setattr(FakeCUDAKernel, "__call__", one_at_a_time)

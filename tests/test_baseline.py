@@ -272,7 +272,7 @@ MISTAKES = {
     "1-D": (lambda: ksvd_baseline(np.ones(30), 5, 2), ValueError, r"has shape \(30,\): embeddings are two-dim"),
     "no samples": (lambda: ksvd_baseline(rows(0), 5, 2), ValueError, r"is empty: shape \(0, 6\)"),
     "no features": (lambda: ksvd_baseline(rows(30, 0), 5, 2), ValueError, r"is empty: shape \(30, 0\)"),
-    "list": (lambda: ksvd_baseline(rows().tolist(), 5, 2), TypeError, "pass a path, a NumPy or dask array"),
+    "list": (lambda: ksvd_baseline(rows().tolist(), 5, 2), TypeError, "pass a path, a NumPy, CuPy or dask array"),
     "masked": (lambda: ksvd_baseline(np.ma.masked_less(rows(), 0), 5, 2), TypeError, "MaskedArray"),
     "n < m": (lambda: ksvd_baseline(rows(), 31, 2), ValueError, "n_samples=30 is smaller than n_components=31"),
     "k > m": (lambda: ksvd_baseline(rows(), 5, 6), ValueError, "n_nonzero_coefs=6 exceeds n_components=5"),

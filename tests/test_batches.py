@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbksvd_dask import DBKSVD, Dictionary, open_embeddings
-from dbksvd_dask.batches import ROWS_PER_TASK, OuterBatches, read_in_order
+from dbksvd_dask.batches import ROWS_PER_DEVICE_TASK, ROWS_PER_TASK, OuterBatches, read_in_order
 from dbksvd_dask.graph import delayed_of
 
 CHUNKS = st.lists(st.integers(1, 40) | st.sampled_from([1024, 5000]), min_size=1, max_size=6).map(tuple)
@@ -84,6 +84,18 @@ def test_tasks_are_neither_too_large_nor_needlessly_few(n_samples):
     assert max(sizes) <= ROWS_PER_TASK
     assert max(sizes) - min(sizes) <= 1
     assert len(sizes) >= min(8, n_samples // 1024)
+
+
+@pytest.mark.parametrize(("n_samples", "n_tasks"), [(1, 1), (8192, 1), (32_768, 1), (32_769, 2), (70_000, 3)])
+def test_tasks_on_a_device_are_as_few_as_may_be(cupy, n_samples, n_tasks):
+    assert ROWS_PER_DEVICE_TASK == 32_768
+    there = numbered((n_samples,)).map_blocks(cupy.asarray, meta=cupy.empty((0, 0)))
+    assert len(OuterBatches(there, n_samples, None, seed=0).read(0)) == n_tasks
+
+
+def test_reading_in_order_takes_as_many_rows_at_a_time_as_a_task_of_the_device(cupy):
+    there = numbered((16_384,) * 5).map_blocks(cupy.asarray, meta=cupy.empty((0, 0)))
+    assert [n_rows for n_rows, _ in read_in_order(there)] == [32_768, 32_768, 16_384]
 
 
 @settings(deadline=None, max_examples=30)

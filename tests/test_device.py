@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, open_embeddings
+from dbksvd_dask import DBKSVD, Dictionary, SparseCodes, ksvd_baseline, open_embeddings
 from dbksvd_dask import device as device_module
 from dbksvd_dask.atoms import check_atoms
 from dbksvd_dask.batches import read_in_order
@@ -18,6 +18,7 @@ from dbksvd_dask.device import check_gpu, warn_of_slow_float64
 from dbksvd_dask.graph import delayed_of, task
 from dbksvd_dask.inputs import check_support, open_held_out, open_rows
 from dbksvd_dask.kernels.backend import on_device
+from dbksvd_dask.metrics import relative_error, variance_explained
 
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 CUDA12, CUDA13 = (f'pip install "dbksvd-dask[{extra}]"' for extra in ("cuda12", "cuda13"))
@@ -155,6 +156,8 @@ def test_slow_float64_is_warned_of(cupy, monkeypatch, dtype, ratio, warned, recw
         (lambda array: check_atoms(array, "known_atoms"), "known_atoms"),
         (lambda array: check_support(array, (6, 6)), "support"),
         (lambda array: Dictionary(array), "atoms"),
+        (lambda array: Dictionary(np.eye(6), mean=array[0]), "mean"),
+        (lambda array: ksvd_baseline(array, 6, 2), "Y"),
         (lambda array: DBKSVD(6, 2, init=array).fit(example()), "init"),
         (lambda array: SparseCodes(array.astype("i4"), np.eye(6), 6), "indices"),
         (lambda array: SparseCodes(np.eye(6, dtype="i4"), array, 6), "values"),
@@ -163,6 +166,25 @@ def test_slow_float64_is_warned_of(cupy, monkeypatch, dtype, ratio, warned, recw
 def test_what_has_to_be_on_the_host_is_told_how_to_get_there(cupy, take, name):
     with pytest.raises(TypeError, match=rf"{name} is a CuPy array, but has to be on the host: pass it with \.get\(\)"):
         take(cupy.asarray(np.eye(6)))
+
+
+def test_chunks_that_have_to_be_on_the_host_are_told_how_to_get_there(cupy):
+    chunked = da.ones((6, 6)).map_blocks(cupy.asarray, meta=cupy.empty((0, 0)))
+    message = r" has CuPy arrays for chunks.*pass it with \.map_blocks\(cupy\.asnumpy\)"
+    with pytest.raises(TypeError, match="atoms" + message):
+        Dictionary(chunked)
+    with pytest.raises(TypeError, match="values" + message):
+        SparseCodes(da.ones((6, 6), dtype="i4"), chunked, 6)
+
+
+@pytest.mark.parametrize("metric", [relative_error, variance_explained])
+def test_metrics_take_two_arrays_in_one_place(cupy, metric):
+    Y = example()
+    there = cupy.asarray(Y)
+    assert metric(there, there / 2) == pytest.approx(metric(Y, Y / 2))
+    for given in ((Y, there), (there, Y)):
+        with pytest.raises(ValueError, match=r"one on a GPU and the other not: .*cupy\.asarray\(…\) or \.get\(\)"):
+            metric(*given)
 
 
 @pytest.mark.parametrize("there", ["Y", "validation"])

@@ -6,6 +6,8 @@ Without a GPU the device is the stand-in of cupy_stand_in.py.
 import pickle
 import re
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
@@ -14,7 +16,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 from scipy.sparse import csr_array
 
-from dbksvd_dask import DBKSVD, Dictionary, open_codes, open_embeddings, sweep
+from dbksvd_dask import DBKSVD, Dictionary, known_structure, open_codes, open_embeddings, sweep
 from dbksvd_dask.kernels.backend import on_device
 from dbksvd_dask.memory_sizes import DEVICE_LIBRARIES
 
@@ -103,7 +105,9 @@ def test_the_same_bits_come_again(device):
     np.testing.assert_array_equal(first, second)
 
 
-def test_known_structure_and_fixed_atoms(device):
+def test_known_structure_and_fixed_atoms(device, monkeypatch):
+    monkeypatch.setattr(known_structure, "ROUNDS", 2)
+    monkeypatch.setattr(known_structure, "UPDATE", replace(known_structure.UPDATE, n_passes=3))
     Y, fixed = example(), np.eye(1, N_FEATURES, dtype=np.float32)
     support = csr_array((np.arange(N_SAMPLES)[:, np.newaxis] % 7 == np.arange(N_ATOMS) - 1).astype(float))
     begun = {"fixed_atoms": fixed, "init": first_atoms()[1:]}
@@ -216,10 +220,16 @@ def test_an_array_on_the_device_is_transformed_and_scored(device):
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_is_about_the_memory_of_the_device(device, monkeypatch):
+@pytest.mark.parametrize(("allocator", "limit"), [("CuPy's own", 5 * 2**30), ("another pool", 9 * 2**30)])
+def test_the_plan_is_about_the_memory_of_the_device(device, monkeypatch, allocator, limit):
+    """What is free and what CuPy keeps; where another pool may have taken the rest, all of it."""
+    pool = SimpleNamespace(malloc="CuPy's own", total_bytes=lambda: 2 * 2**30, used_bytes=lambda: 0)
+    monkeypatch.setattr(device, "get_default_memory_pool", lambda: pool)
+    monkeypatch.setattr(device.cuda, "get_allocator", lambda: allocator)
+    monkeypatch.setattr(device.cuda.runtime, "memGetInfo", lambda: (3 * 2**30, 9 * 2**30))
     plan = model().memory_plan(on_the_device(example()))
     assert plan.fits
-    assert plan.limit <= device.cuda.runtime.memGetInfo()[1]
+    assert plan.limit == limit
 
 
 def test_where_memory_runs_out_the_batch_that_fits_is_named(device, monkeypatch):

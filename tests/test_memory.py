@@ -70,6 +70,7 @@ def test_the_memory_of_the_process_is_what_psutil_says():
 def test_what_is_held_for_a_moment_counts():
     script = f"""
 import numpy as np
+import dbksvd_dask.kernels.cpu
 from dbksvd_dask.kernels.costs import StageCosts, memory_of_process
 costs, before = StageCosts(), memory_of_process().resident
 with costs.stage("a moment"):

@@ -75,8 +75,10 @@ def test_values_that_label_nothing_are_labelled_by_their_text():
     assert lists.dictionary.sel(matryoshka="[6, 6]").item().group_sizes == (6, 6)
 
 
-def test_the_figures_survive_a_zarr_store(tmp_path):
+def test_the_figures_can_be_shown_and_survive_a_zarr_store(tmp_path):
     results = sweep(example(), {"n_nonzero_coefs": [2, 3]}, n_components=12, **COMMON)
+    assert "<Dictionary: 12 atoms x" in repr(results.dictionary)
+    assert "dictionary" in repr(results)
     results.drop_vars("dictionary").to_zarr(tmp_path / "sweep.zarr", consolidated=False)
 
 

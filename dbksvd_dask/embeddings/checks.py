@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Protocol
 
@@ -121,11 +119,3 @@ def refuse_name(name: str | None, source: str) -> None:
     """Raise if a ``name`` was given for a source that is one array."""
     if name is not None:
         raise ValueError(f"name={name!r} was given, but {source} is a single array; leave name out")
-
-
-def warn_caller(message: str) -> None:
-    """Warn the caller of this package, however deep in it the reason was found."""
-    level, frame, package = 1, sys._getframe(), __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)  # in the first frame outside

@@ -12,9 +12,10 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
-from dbksvd_dask.embeddings.checks import BFLOAT16, warn_caller
+from dbksvd_dask.embeddings.checks import BFLOAT16
 from dbksvd_dask.embeddings.stored import MOST_CHUNKS_WHOLE, StoredEmbeddings, StoredRows, StoredTable
 from dbksvd_dask.kernels.backend import on_device
+from dbksvd_dask.warning import warn_caller
 
 CHUNK_BYTES = 8 * 2**20
 """Most bytes of a chunk where the source has none, as stored: small, so that most chunks belong to one task only."""

@@ -10,7 +10,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from dbksvd_dask.embeddings.checks import check_embeddings, choose_variable, refuse_name, warn_caller
+from dbksvd_dask.device import check_gpu
+from dbksvd_dask.embeddings.checks import check_embeddings, choose_variable, refuse_name
 from dbksvd_dask.embeddings.chunking import lazy_embeddings, on_dask, uploaded, whole_rows
 from dbksvd_dask.embeddings.formats import open_zarr, stored_embeddings, unnamed
 from dbksvd_dask.embeddings.orientation import Orientation, check_orientation, rows_are_features
@@ -18,6 +19,7 @@ from dbksvd_dask.embeddings.places import is_url, placed
 from dbksvd_dask.embeddings.several import are_paths, is_pattern, joined, matching
 from dbksvd_dask.embeddings.stored import StoredEmbeddings
 from dbksvd_dask.kernels.backend import on_device
+from dbksvd_dask.warning import warn_caller
 
 Path: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = Path | Sequence[Path] | np.ndarray | da.Array | xr.DataArray | xr.Dataset
@@ -120,9 +122,12 @@ def open_embeddings(
     """
     check_orientation(orientation)
     if device is not None:
-        if device != "cuda":
-            raise ValueError(f"device={device!r} is neither 'cuda' nor None: say where the chunks are to be")
-        _check_gpu()
+        if not isinstance(device, str) or device != "cuda":
+            raise ValueError(
+                f"device={device!r} is neither 'cuda' nor None: pass device='cuda' for the GPU that this process "
+                "uses, which CUDA_VISIBLE_DEVICES chooses, or leave it out for the CPU"
+            )
+        check_gpu()
         array = open_embeddings(source, name=name, orientation=orientation)
         return array.copy(deep=False, data=uploaded(array.data))
     if isinstance(source, str | os.PathLike) and is_pattern(os.fspath(source)):
@@ -157,7 +162,7 @@ def open_embeddings(
 
     array = _in_order(opened, orientation, where if opened.name is None else f"{where} ({opened.name!r})")
     if on_device(array.data._meta):
-        _check_gpu()  # CuPy is there, but that is not all
+        check_gpu()  # CuPy is there, but that is not all
     if isinstance(source, str | os.PathLike):
         array.encoding["source"] = placed(source)  # xarray's place for it: survives selection, is not written along
     return array.rename(array.name or "embeddings")
@@ -182,12 +187,6 @@ def _in_order(opened: xr.DataArray | StoredEmbeddings, orientation: Orientation 
             f"(zarr: chunks=(rows, {data.shape[1]}); dask: .rechunk({{1: -1}}))"
         )
     return array.copy(deep=False, data=whole_rows(data))
-
-
-def _check_gpu() -> None:
-    from dbksvd_dask.device import check_gpu  # which builds on this package
-
-    check_gpu()
 
 
 def _name_dims(array: xr.DataArray) -> xr.DataArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from dbksvd_dask.embeddings.checks import warn_caller
+from dbksvd_dask.warning import warn_caller
 
 Orientation: TypeAlias = Literal["samples", "features"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dbksvd_dask.embeddings.checks import warn_caller
 from dbksvd_dask.embeddings.stored import MOST_CHUNKS_WHOLE, StoredEmbeddings, StoredTable, needed
 from dbksvd_dask.embeddings.tables import Column, choose_column, columns_of, coordinate_name
+from dbksvd_dask.warning import warn_caller
 
 _BATCH_BYTES = 2**20
 

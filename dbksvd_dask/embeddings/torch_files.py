@@ -12,10 +12,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dbksvd_dask.embeddings.checks import choose_array, warn_caller
+from dbksvd_dask.embeddings.checks import choose_array
 from dbksvd_dask.embeddings.stored import StoredArray, StoredEmbeddings, needed
 from dbksvd_dask.embeddings.tables import coordinate_name
 from dbksvd_dask.embeddings.untrusted import RefusedStoreError
+from dbksvd_dask.warning import warn_caller
 
 
 def torch_embeddings(path: str, name: str | None) -> StoredEmbeddings:

@@ -41,8 +41,7 @@ def next_direction(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], 
             values, ritz = xp.linalg.eigh(_projections(*krylov))
             # EᵀE takes the Krylov space out of itself by q only: ‖EᵀE v − θ v‖ = ‖q‖ |last entry of the Ritz vector|
             done |= norms * xp.abs(ritz[:, -1, -1]) <= tol * values[:, -1]
-        q /= xp.where(done, 1, norms)[:, np.newaxis]
-        q[done] = 0
+        q /= xp.where(done, np.inf, norms)[:, np.newaxis]
         direction[block] = q
     return direction
 
@@ -78,8 +77,7 @@ def ritz_vectors(basis: Sequence[np.ndarray], products: Sequence[np.ndarray], ol
         side = xp.where(long_dots(v, old[block]) < 0, -1, 1)
         stays = norms == 0
         v /= xp.where(stays, 1, side * norms)[:, np.newaxis]
-        new[block] = v
-        xp.copyto(new[block], old[block], where=stays[:, np.newaxis])
+        new[block] = xp.where(stays[:, np.newaxis], old[block], v)
     return new
 
 

@@ -1,5 +1,6 @@
 """Embeddings on a GPU: the same rows from every source, moved chunk by chunk when they are read, and never unasked."""
 
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -150,9 +151,11 @@ def test_a_fingerprint_does_not_tell_where_the_rows_are(cupy, small_chunks):
     assert fingerprint(open_embeddings(embeddings, device="cuda")) == fingerprint(embeddings)
 
 
-def test_there_is_no_other_device():
-    with pytest.raises(ValueError, match="device='gpu' is neither 'cuda' nor None"):
-        open_embeddings(example(), device="gpu")
+@pytest.mark.parametrize("device", ["gpu", "cuda:1", "cpu", 0, True, ["cuda"], np.array(["cuda", "cuda"])], ids=str)
+def test_there_is_no_other_device(device):
+    said = re.escape(f"device={device!r} is neither 'cuda' nor None")
+    with pytest.raises(ValueError, match=f"{said}.*device='cuda'.*CUDA_VISIBLE_DEVICES"):
+        open_embeddings(example(), device=device)
 
 
 # --- there already ---------------------------------------------------------------------------------------------------
@@ -249,3 +252,12 @@ def test_memory_is_not_used_again_while_something_in_the_queue_may_read_it(cupy,
     for left in ([False, True], [True], [], []):  # given back after the third time: it is not asked for any more
         upload(example())
         assert answers == left
+
+
+def test_threads_that_come_later_use_the_stream_of_those_before(cupy, upload, monkeypatch):
+    made, stream = [], cupy.cuda.Stream
+    monkeypatch.setattr(cupy.cuda, "Stream", lambda **options: made.append(options) or stream(**options))
+    for _ in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(upload, example()).result()
+    assert len(made) <= 1

@@ -116,7 +116,8 @@ def _long_dots(a: Any, b: Any, dots: Any) -> None:
         dots[i] = total
 
 
-def add_multiples(totals: np.ndarray, factors: np.ndarray, vectors: np.ndarray) -> None:
+@compiled
+def add_multiples(totals: Any, factors: Any, vectors: Any) -> None:
     """``totals_i += factor_i vector_i`` of each row, in the precision of the totals.
 
     Parameters
@@ -126,11 +127,6 @@ def add_multiples(totals: np.ndarray, factors: np.ndarray, vectors: np.ndarray) 
     factors : (n,) floats
     vectors : (n, d) floats
     """
-    _add_multiples(totals, factors, vectors)
-
-
-@compiled
-def _add_multiples(totals: Any, factors: Any, vectors: Any) -> None:
     for i in range(totals.shape[0]):
         factor = factors[i]
         for f in range(np.uint64(totals.shape[1])):

@@ -42,8 +42,17 @@ def empty_scratch(n_rows: int, n_slots: int) -> tuple[Any, Any]:
     factors : (blocks, 2, k, k) float64
     vectors : (blocks, 3, k) float64
     """
-    n_blocks = min(n_rows, MOST_BLOCKS, max(1, SCRATCH_BYTES // (2 * n_slots * n_slots * 8)))
+    n_blocks = min(n_rows, _most_blocks(n_slots))
     return cupy.empty((n_blocks, 2, n_slots, n_slots)), cupy.empty((n_blocks, 3, n_slots))
+
+
+def scratch_bytes(n_slots: int) -> int:
+    """Bytes of `empty_scratch` for many rows."""
+    return _most_blocks(n_slots) * (2 * n_slots + 3) * n_slots * 8
+
+
+def _most_blocks(n_slots: int) -> int:
+    return min(MOST_BLOCKS, max(1, SCRATCH_BYTES // (2 * n_slots * n_slots * 8)))
 
 
 @cuda.jit(cache=True)

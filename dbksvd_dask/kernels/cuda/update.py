@@ -118,7 +118,7 @@ def accumulate_residual(
     sums : (w, d) floats
     """
     starts = _starts(atoms, len(sums))
-    # Blocks run in the order of x first: all atoms on one tile of features, which of 16,384 rows stays in the cache of
+    # Blocks run in the order of x first: all atoms on one tile of features, which of 32,768 rows stays in the cache of
     # the device. So the residual comes from its memory once, not once for each entry of a row.
     blocks = len(sums), -(-sums.shape[1] // (2 * launching.TILE[0]))
     launch(_accumulate_residual, blocks, residual, rows, starts, weights, sums, threads=launching.TILE)

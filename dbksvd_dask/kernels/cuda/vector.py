@@ -14,7 +14,7 @@ from dbksvd_dask.kernels.cuda import launching
 from dbksvd_dask.kernels.cuda.launching import THREADS, TILE, launch
 
 ROWS_PER_SEGMENT = 1024
-"""Rows that one block adds up: 16 segments of a chunk of 16,384 rows, each in tiles of 64 features, fill a device."""
+"""Rows that one block adds up: 32 segments of a chunk of 32,768 rows, each in tiles of 64 features, fill a device."""
 
 FEATURES, LANES = TILE
 

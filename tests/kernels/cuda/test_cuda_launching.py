@@ -1,6 +1,7 @@
 """Kernels are started with what CuPy holds."""
 
 import numpy as np
+import pytest
 from numba import cuda
 
 
@@ -35,11 +36,9 @@ def test_shared_memory_of_a_size_told_at_the_start(cupy):
     np.testing.assert_array_equal(rows.get(), given[:, ::-1])
 
 
-def test_nothing_is_run_where_there_are_no_blocks(cupy):
+@pytest.mark.parametrize("blocks", [0, (0, 3), (3, 0)])
+def test_nothing_is_started_where_there_are_no_blocks(cupy, blocks):
     from dbksvd_dask.kernels.cuda.launching import launch
 
-    @cuda.jit
-    def kernel(rows):
-        rows[0, 0] = 1
-
-    launch(kernel, 0, cupy.zeros((0, 10), np.float32))
+    no_kernel = None  # cannot be started
+    launch(no_kernel, blocks, cupy.zeros((0, 10), np.float32))

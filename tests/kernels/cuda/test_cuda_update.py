@@ -5,21 +5,6 @@ import oracle
 import pytest
 
 DTYPES = [np.float32, np.float64]
-BLOCKS = [None, (2, (2, 4)), (1, (1, 1))]
-"""Threads of a block, and of one of two dimensions; None for those that the library has."""
-
-
-@pytest.fixture(params=BLOCKS, ids=str)
-def kernels(request, cupy, monkeypatch):
-    """The kernels, run in blocks of several sizes."""
-    from dbksvd_dask.kernels import cuda
-    from dbksvd_dask.kernels.cuda import launching
-
-    if request.param:
-        threads, tile = request.param
-        monkeypatch.setattr(launching, "THREADS", threads)
-        monkeypatch.setattr(launching, "TILE", tile)
-    return cuda
 
 
 def inner_batch(rng, n_atoms):

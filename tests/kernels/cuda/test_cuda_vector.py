@@ -8,19 +8,6 @@ FLOATS = [np.float16, *DTYPES]
 SHAPES = [(0, 3), (1, 1), (2, 10), (7, 5)]
 
 
-@pytest.fixture(params=[None, (1, (1, 1)), (2, (2, 4))], ids=str)
-def kernels(request, cupy, monkeypatch):
-    """The kernels, run in blocks of several sizes; None for those that the library has."""
-    from dbksvd_dask.kernels import cuda
-    from dbksvd_dask.kernels.cuda import launching
-
-    if request.param:
-        threads, tile = request.param
-        monkeypatch.setattr(launching, "THREADS", threads)
-        monkeypatch.setattr(launching, "TILE", tile)
-    return cuda
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_are_in_float64(cupy, kernels, dtype, shape):
