@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dask
 import dask.array as da
@@ -218,7 +218,8 @@ def _iterate_now(
     tasks = iterate(chunks, dictionary, len(atoms), pursuit, training.update, seed)
     facts = delayed_of(dictionary.coherence, dictionary.gram_costs)
     with without_size_warning():
-        (new, batch, n_duplicates, update_costs), (coherence, gram_costs) = dask.compute(tasks, facts)
+        computed = dask.compute(tasks, facts, **_one_thread(device))
+    (new, batch, n_duplicates, update_costs), (coherence, gram_costs) = computed
     costs = batch.costs + update_costs + gram_costs
     if not on_device(new):  # what comes from a worker begins at any byte, with which CPUs compute other last bits
         new = np.require(new, requirements=["C", "A"])
@@ -230,7 +231,12 @@ def _evaluate_now(
 ) -> EncodingStatistics:
     dictionary = share_dictionary(atoms, training.mean, training.flat, device=device)
     with without_size_warning():
-        return evaluate_chunks(held_out, dictionary, training.flat).compute()
+        return evaluate_chunks(held_out, dictionary, training.flat).compute(**_one_thread(device))
+
+
+def _one_thread(device: bool) -> dict[str, Any]:
+    """How tasks on the device of this process are computed: each thread would take memory there for its cuBLAS."""
+    return {"num_workers": 1} if device and active_client() is None else {}
 
 
 def _record(

@@ -276,6 +276,9 @@ class _Device:
     id = 0
     attributes: ClassVar = {"MaxSharedMemoryPerBlockOptin": 232448, "SingleToDoublePrecisionPerfRatio": 2}
 
+    def __init__(self, number=0):
+        assert number == self.id, "there is one device"
+
 
 def _make_module():
     made = ModuleType("cupy")

@@ -1,5 +1,6 @@
 """How kernels are started: on the stream that CuPy uses at the moment, without waiting for anything."""
 
+from functools import cache
 from typing import Any
 
 import cupy
@@ -52,7 +53,12 @@ def launch(
 
 def most_shared_memory() -> int:
     """Bytes of shared memory that a block may have at most, on the current device."""
-    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
+    return _most_shared_memory(cupy.cuda.Device().id)
+
+
+@cache  # CuPy asks for everything that there is to know of a device
+def _most_shared_memory(device: int) -> int:
+    return int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _ask_for_shared_memory(kernel: Any, arguments: list[Any], n_bytes: int) -> None:
