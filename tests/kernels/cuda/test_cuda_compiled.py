@@ -6,6 +6,7 @@ from pkgutil import iter_modules
 import numpy as np
 import oracle
 import pytest
+from numba import config
 
 from dbksvd_dask.kernels import cpu
 
@@ -16,8 +17,11 @@ TOLERANCE = 2e3 * np.finfo(np.float32).eps
 @pytest.fixture(scope="module")
 def compiled():
     """The kernels, compiled as they are needed: once for all tests."""
+    if not config.ENABLE_CUDASIM:
+        pytest.skip("there is a GPU, on which the kernels themselves are run")
+    import cupy_stand_in
+
     patch = pytest.MonkeyPatch()
-    cupy_stand_in = pytest.importorskip("cupy_stand_in", reason="with a GPU the kernels themselves are run")
     cupy_stand_in.install(patch)
     from compiled_kernels import CompiledKernels
 
