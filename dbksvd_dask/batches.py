@@ -1,5 +1,6 @@
 """Outer batches: which rows of the embeddings each iteration sees, as Dask tasks that read them."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -202,17 +203,21 @@ def _read_rows(blocks: list[np.ndarray], segments: tuple[Segment, ...], name: st
                 f"chunk {segment.chunk} of {name} is a {found} array, but its dask array says {said}: have all chunks "
                 f"in one place, and give map_blocks (or whatever made it) meta={found}.empty((0, 0), dtype)"
             )
-    return [check_finite(block, segment, name) for block, segment in zip(blocks, segments, strict=True)]
-
-
-def check_finite(block: np.ndarray, segment: Segment, name: str) -> np.ndarray:
-    """The rows of a segment of a chunk, or a ValueError that names the first one that is not finite."""
-    rows = block[segment.rows]
-    bad = backend_of(rows).first_nonfinite_row(rows)
-    if bad >= 0:
-        place = range(len(block))[segment.rows][bad] if isinstance(segment.rows, slice) else segment.rows[bad]
-        raise ValueError(
-            f"{name} contains NaN or infinity: row {segment.first_row + place}, in chunk {segment.chunk}, is the "
-            "first found. Drop such rows or repair them."
-        )
+    rows = [block[segment.rows] for block, segment in zip(blocks, segments, strict=True)]
+    check_finite(rows, segments, name)
     return rows
+
+
+def check_finite(rows: Sequence[np.ndarray], segments: Sequence[Segment], name: str) -> None:
+    """Raise a ValueError that names the first row that is not finite among those of some segments."""
+    bad = backend_of(rows[0]).first_nonfinite_row(*rows)
+    if bad < 0:
+        return
+    ends = np.cumsum([len(piece) for piece in rows])
+    piece = int(np.searchsorted(ends, bad, side="right"))
+    segment, row = segments[piece], bad - (int(ends[piece]) - len(rows[piece]))
+    place = range(segment.shape[0])[segment.rows][row] if isinstance(segment.rows, slice) else segment.rows[row]
+    raise ValueError(
+        f"{name} contains NaN or infinity: row {segment.first_row + place}, in chunk {segment.chunk}, is the "
+        "first found. Drop such rows or repair them."
+    )

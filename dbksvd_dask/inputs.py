@@ -56,8 +56,9 @@ def open_rows(model: "DBKSVD", Y: Source, *, reset: bool, name: str = "Y") -> xr
         embeddings = open_embeddings(rows)
     # What is in memory is checked before any work; what is read later, when it is read.
     starts = np.cumsum([0, *embeddings.data.chunks[0]])
-    for chunk, (start, stop) in enumerate(pairwise(starts.tolist())):
-        check_finite(rows, Segment(chunk, 0, slice(start, stop), rows.shape), name)
+    bounds = enumerate(pairwise(starts.tolist()))
+    segments = [Segment(chunk, 0, slice(start, stop), rows.shape) for chunk, (start, stop) in bounds]
+    check_finite([rows[segment.rows] for segment in segments], segments, name)
     return embeddings
 
 

@@ -162,19 +162,25 @@ _EXPONENTS: dict[np.dtype, Any] = {
 """The exponent bits: all of them are set in NaN and infinity, and in no other number."""
 
 
-def first_nonfinite_row(rows: np.ndarray) -> int:
-    """Index of the first row that holds NaN or infinity, −1 if none does: (n, d) floats of any precision.
+def first_nonfinite_row(*pieces: np.ndarray) -> int:
+    """Index of the first row that holds NaN or infinity, −1 if none does: (…, d) floats of any precision.
 
     Examples
     --------
     >>> import numpy as np
-    >>> first_nonfinite_row(np.array([[1.0, 2.0], [np.inf, 0.0]], np.float16))
-    1
+    >>> rows = np.array([[1.0, 2.0], [np.inf, 0.0]], np.float16)
+    >>> first_nonfinite_row(rows), first_nonfinite_row(rows[:1], rows), first_nonfinite_row(rows[:1])
+    (1, 2, -1)
     """
-    if rows.dtype not in _EXPONENTS:  # another byte order, or bfloat16
-        rows = rows.astype(np.float64)
-    exponent = _EXPONENTS[rows.dtype]
-    return _first_row_with_all_bits(np.ascontiguousarray(rows).view(exponent.dtype), exponent)
+    n_before = 0
+    for rows in pieces:
+        known = rows if rows.dtype in _EXPONENTS else rows.astype(np.float64)  # another byte order, or bfloat16
+        exponent = _EXPONENTS[known.dtype]
+        bad = _first_row_with_all_bits(np.ascontiguousarray(known).view(exponent.dtype), exponent)
+        if bad >= 0:
+            return n_before + int(bad)
+        n_before += len(rows)
+    return -1
 
 
 @compiled

@@ -119,13 +119,20 @@ def _segment_moments(rows: Any, totals: Any, squares: Any) -> None:
         squares[segment, f] = square
 
 
-def first_nonfinite_row(rows: cupy.ndarray) -> int:
-    """Index of the first row that holds NaN or infinity, −1 if none does: (n, d) floats of any precision."""
-    bits = f"u{rows.itemsize}"
-    # All bits of the exponent are set in NaN and infinity, and in no other number.
-    exponent = np.array([np.inf], rows.dtype).view(bits)[0]
-    found = cupy.empty(len(rows), np.bool_)
-    launch(_rows_with_all_bits, len(rows), cupy.ascontiguousarray(rows).view(bits), exponent, found)
+def first_nonfinite_row(*pieces: cupy.ndarray) -> int:
+    """Index of the first row that holds NaN or infinity, −1 if none does: (…, d) floats of any precision.
+
+    Waits for the device once, however many pieces there are.
+    """
+    found = cupy.empty(sum(map(len, pieces)), np.bool_)
+    first = 0
+    for rows in pieces:
+        bits = f"u{rows.itemsize}"
+        # All bits of the exponent are set in NaN and infinity, and in no other number.
+        exponent = np.array([np.inf], rows.dtype).view(bits)[0]
+        its_rows = found[first : first + len(rows)]
+        launch(_rows_with_all_bits, len(rows), cupy.ascontiguousarray(rows).view(bits), exponent, its_rows)
+        first += len(rows)
     bad = np.flatnonzero(found.get())
     return int(bad[0]) if bad.size else -1
 
