@@ -56,7 +56,7 @@ class Iteration:
     """Seconds of each of `STAGES`, summed over tasks."""
     peak_memory: np.ndarray = field(metadata={"dims": ("stage",)})
     """Bytes: the most resident memory of any process in each of `STAGES`, as `StageCosts` sees it; 0 where none was.
-    That of "wait" is the driver's."""
+    That of "wait" is the driver's; of what is computed on a device, it is what is taken there."""
 
 
 def history_dataset(iterations: Sequence[Iteration]) -> xr.Dataset:
