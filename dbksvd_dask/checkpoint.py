@@ -169,6 +169,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> SavedFit:
             iterations,
             dictionary.labels,
             provenance["fitted_at"],
+            provenance["device"],
         )
         if isinstance(parameters["random_state"], str):  # a generator, of which the seed was drawn
             parameters = parameters | {"random_state": None}

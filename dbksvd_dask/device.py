@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from dbksvd_dask.kernels.backend import on_device
 from dbksvd_dask.warning import warn_caller
@@ -51,6 +52,18 @@ def check_gpu() -> None:
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise ImportError(f"CuPy does not find the libraries of CUDA ({reason}): {_install()}") from error
+
+
+def device_of(embeddings: xr.DataArray) -> str | None:
+    """The name of the GPU that embeddings are on, with the libraries that compute there; None if they are on none."""
+    if not on_device(embeddings.data._meta):
+        return None
+    import cupy  # is there, where it holds embeddings
+
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    cuda = runtime.runtimeGetVersion()
+    return f"{name} with CuPy {cupy.__version__}, CUDA {cuda // 1000}.{cuda % 1000 // 10}"
 
 
 def warn_of_slow_float64(dtype: np.dtype) -> None:

@@ -42,6 +42,8 @@ class FitState:
     labels: dict[int, str] = field(default_factory=dict)
     fitted_at: str | None = None
     """When the last iteration ended."""
+    device: str | None = None
+    """What it was begun on, and with which libraries, where that is a GPU: others have other last bits."""
 
     def go_on_from(self, state: State, iteration: Iteration) -> None:
         """Note that an iteration has ended."""
@@ -65,6 +67,7 @@ class FitState:
             "stopped_by": stopped_by,
             "fitted_at": self.fitted_at,
             "cpu": this_cpu(),
+            "device": self.device,
             "versions": versions(),
         }
 

@@ -18,7 +18,7 @@ from dbksvd_dask.batches import OuterBatches
 from dbksvd_dask.callbacks import Callback
 from dbksvd_dask.checkpoint import Checkpoint, SavedFit, check_same_data
 from dbksvd_dask.checkpoint_store import check_new_checkpoint
-from dbksvd_dask.device import warn_of_slow_float64
+from dbksvd_dask.device import device_of, warn_of_slow_float64
 from dbksvd_dask.embeddings.opening import Source
 from dbksvd_dask.fingerprint import Fingerprint, fingerprint
 from dbksvd_dask.fit_state import FitState, plain_parameters
@@ -31,6 +31,7 @@ from dbksvd_dask.lost_workers import replayed
 from dbksvd_dask.matryoshka import group_sizes
 from dbksvd_dask.memory import MemoryPlan, advising, plan_memory
 from dbksvd_dask.training import State, Training, embeddings_mean, first_atoms, train
+from dbksvd_dask.warning import warn_caller
 
 if TYPE_CHECKING:
     from dbksvd_dask.estimator import DBKSVD
@@ -87,6 +88,9 @@ def resume(
         held_out = open_held_out(model, validation, embeddings)
         check_same_data(saved.fingerprints["validation"], held_out, "validation")
         check_parameters(model, len(embeddings))
+        begun, here = (device or "CPUs" for device in (saved.fit_state.device, device_of(embeddings)))
+        if begun != here:
+            warn_caller(f"the fit was begun on {begun}, and goes on on {here}: last bits differ")
         model._fit_state = saved.fit_state
         model.mean_ = saved.fit_state.mean
         model.n_iter_ = len(saved.fit_state.iterations)
@@ -146,7 +150,7 @@ def begin(model: "DBKSVD", embeddings: xr.DataArray, mean: np.ndarray | None = N
     model.__dict__.pop("_fit_state", None)
     if model.center and mean is None:
         mean = replayed(partial(embeddings_mean, embeddings.data, dtype), "the mean of the embeddings")
-    model._fit_state = _new_state(model, seed, mean)
+    model._fit_state = replace(_new_state(model, seed, mean), device=device_of(embeddings))
     model.mean_ = mean
     model.n_iter_ = 0
     return known

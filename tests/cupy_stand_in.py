@@ -282,6 +282,7 @@ class _Device:
 
 def _make_module():
     made = ModuleType("cupy")
+    made.__version__ = "14.0"
     stream = _Stream()
     device_module = SimpleNamespace(
         Stream=_Stream,
@@ -294,6 +295,7 @@ def _make_module():
         runtime=SimpleNamespace(
             getDeviceCount=lambda: 1,
             runtimeGetVersion=lambda: 13_000,
+            getDeviceProperties=lambda _: {"name": b"stand-in"},
             CUDARuntimeError=CUDARuntimeError,
             memGetInfo=lambda: (DEVICE_MEMORY, DEVICE_MEMORY),
         ),

@@ -153,6 +153,21 @@ def test_a_fit_is_resumed_on_the_device(device, tmp_path):
     np.testing.assert_array_equal(resumed.components_, model().fit(Y).components_)
 
 
+def test_a_fit_that_goes_on_elsewhere_warns(device, tmp_path):
+    def stop(model, iteration):
+        return iteration.iteration == 1
+
+    model(callbacks=[stop], checkpoint=tmp_path / "fit").fit(on_the_device(example()))
+    with pytest.warns(UserWarning, match=r"begun on .* with CuPy .*, and goes on on CPUs: last bits differ"):
+        resumed = DBKSVD.resume(tmp_path / "fit", lazily(example()))
+    assert "with CuPy" in resumed.dictionary_.provenance["device"]
+    np.testing.assert_allclose(resumed.components_, model().fit(lazily(example())).components_, atol=1e-3)
+
+
+def test_the_provenance_of_a_fit_on_cpus_names_no_device():
+    assert model().fit(example()).dictionary_.provenance["device"] is None
+
+
 def test_a_sweep_on_the_device(device):
     grid = {"n_nonzero_coefs": [1, 2]}
     parameters = {"n_components": N_ATOMS, "max_iter": 2, "batch_size": BATCH, "init": first_atoms()}
