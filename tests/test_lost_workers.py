@@ -203,6 +203,7 @@ def embeddings(path, do, chunk=3):
 )
 def test_what_kills_its_worker_every_time_is_an_error_that_says_so(die, why, path, monkeypatch):
     monkeypatch.setattr(lost_workers, "MOST_REPLAYS", 1)
+    monkeypatch.setattr(lost_workers, "_SECONDS_FOR_LOGS", 60)  # of nannies that start a worker on a busy machine
     parameters = PARAMETERS | {"batch_size": 5_000, "init": "random"}
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
         cluster = workers(2, memory_limit="700 MB")

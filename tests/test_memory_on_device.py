@@ -7,11 +7,13 @@ import cupy_stand_in
 import dask
 import numpy as np
 import pytest
-from conftest import HAS_GPU
+from numba import config
 
 from dbksvd_dask import DBKSVD, open_embeddings
 
-pytestmark = pytest.mark.skipif(HAS_GPU, reason="counts the arrays of the stand-in; CuPy deals out larger pieces")
+pytestmark = pytest.mark.skipif(
+    not config.ENABLE_CUDASIM, reason="counts the arrays of the stand-in; CuPy deals out larger pieces"
+)
 
 N_SAMPLES, N_FEATURES, N_ATOMS, BATCH, ROWS_PER_TASK = 96, 16, 24, 64, 32
 
