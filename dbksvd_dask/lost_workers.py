@@ -178,7 +178,9 @@ def _lost_workers(client: Any, what: str, n_replays: int, start: float, error: E
     memory = [event["rss"] for event in _events(client, "worker-restart-memory", start)]
     lines = _telling_lines(client)
     times = f"failed {n_replays + 1} times" if n_replays else "failed"
-    logs = "".join(f"\n    {line}" for line in ["The cluster logged last:", *lines] if lines)
+    # Tasks that failed are named already, and may be many.
+    shown = ([line for line in lines if "marked as failed" not in line] or lines)[-_MOST_LINES:]
+    logs = "".join(f"\n    {line}" for line in ["The cluster logged last:", *shown] if shown)
     return (
         f"{what} {times}, because workers were lost. The last time: {_in_short(error)}. {_told(deaths)}"
         f"{_cause(error, memory, lines)}{_KEPT}{logs}"
@@ -233,7 +235,7 @@ def _cause(error: Exception, memory: list[int], lines: list[str]) -> str:
 
 
 def _telling_lines(client: Any) -> list[str]:
-    """The last lines of the scheduler's and the nannies' logs that tell of lost workers."""
+    """The lines of the scheduler's and the nannies' logs that tell of lost workers."""
     logs: list[Any] = []
     with suppress(Exception):
         logs += client.sync(client.scheduler.logs, callback_timeout=_SECONDS_FOR_LOGS)
@@ -241,8 +243,7 @@ def _telling_lines(client: Any) -> list[str]:
         client.wait_for_workers(1, timeout=_SECONDS_FOR_LOGS)  # the nannies of the living tell of the dead
         of_nannies = client.sync(client.scheduler.worker_logs, nanny=True, callback_timeout=_SECONDS_FOR_LOGS)
         logs += [line for log in of_nannies.values() for line in log]
-    lines = sorted({line for _, line in logs if _TELLING.search(line)})  # they begin with the time
-    return lines[-_MOST_LINES:]
+    return sorted({line for _, line in logs if _TELLING.search(line)})  # they begin with the time
 
 
 def _in_short(error: Exception) -> str:
