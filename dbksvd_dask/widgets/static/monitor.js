@@ -402,7 +402,9 @@ function render({ model, el }) {
 
   function draw() {
     frame = 0;
-    if (isStale && root.clientWidth) {  // out of sight, as while a theme is changed, it keeps what it shows
+    drawStatus();
+    if (!root.clientWidth) return; // without a size, as while a theme is changed: with one, it is drawn anew
+    if (isStale) {
       // All sizes first: to ask for one after a change makes the browser lay out everything.
       for (const it of [...charts, histogram]) it.size = [it.svg.clientWidth, it.svg.clientHeight];
       for (const chart of charts) chart.draw(columns, isLogarithmic);
@@ -411,7 +413,6 @@ function render({ model, el }) {
     for (const chart of charts) chart.hover(columns, crosshair.at());
     histogram.draw();
     stages.hover(columns, crosshair.at() ?? columns.iteration.length - 1);
-    drawStatus();
   }
   function schedule() {
     frame ||= requestAnimationFrame(draw);
