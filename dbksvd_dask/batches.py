@@ -82,7 +82,7 @@ class OuterBatches:
         self.embeddings = embeddings
         self.shuffle = shuffle
         self.seed = seed
-        self.device = on_device(embeddings._meta)
+        self.device = on_device(embeddings)
         self.n_batches = -(-len(embeddings) // batch_size)
         self._sizes = np.array(embeddings.chunks[0])
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -163,7 +163,7 @@ def read_in_order(embeddings: da.Array, name: str = "Y") -> list[tuple[int, Inne
     ValueError
         When computed, if a row is not finite: names the chunk and the row.
     """
-    most = ROWS_PER_DEVICE_TASK if on_device(embeddings._meta) else ROWS_PER_TASK
+    most = ROWS_PER_DEVICE_TASK if on_device(embeddings) else ROWS_PER_TASK
     pieces: list[list[Segment]] = []
     n_rows: list[int] = []
     first_row = 0
@@ -186,7 +186,7 @@ def _read_pieces(embeddings: da.Array, pieces: list[list[Segment]], name: str) -
     calls = []
     for piece, home in zip(pieces, homes(len(pieces)), strict=True):
         wanted = [blocks[segment.chunk] for segment in piece]
-        calls.append(task(_read_rows, wanted, tuple(piece), name, on_device(embeddings._meta), home=home))
+        calls.append(task(_read_rows, wanted, tuple(piece), name, on_device(embeddings), home=home))
     return inner_calls(*calls)
 
 

@@ -56,7 +56,7 @@ def check_gpu() -> None:
 
 def device_of(embeddings: xr.DataArray) -> str | None:
     """The name of the GPU that embeddings are on, with the libraries that compute there; None if they are on none."""
-    if not on_device(embeddings.data._meta):
+    if not on_device(embeddings.data):
         return None
     import cupy  # is there, where it holds embeddings
 
@@ -93,12 +93,13 @@ def refuse_cupy(array: Any, name: str) -> None:
     name : str
         What the error calls it.
     """
-    if on_device(array):
-        raise TypeError(f"{name} is a CuPy array, but has to be on the host: pass it with .get()")
-    if on_device(getattr(array, "_meta", None)):
+    if not on_device(array):
+        return
+    if hasattr(array, "dask"):
         raise TypeError(
             f"{name} has CuPy arrays for chunks, but has to be on the host: pass it with .map_blocks(cupy.asnumpy)"
         )
+    raise TypeError(f"{name} is a CuPy array, but has to be on the host: pass it with .get()")
 
 
 def _is_installed(package: str) -> bool:

@@ -204,7 +204,7 @@ class Dictionary:
             raise TypeError(f"group_wise={group_wise!r} must be True or False")
         if group_wise:
             pursuit = replace(pursuit, group_sizes=self._groups_for(pursuit.n_nonzero_coefs))
-        device = on_device(embeddings.data._meta)
+        device = on_device(embeddings.data)
         if device:
             warn_of_slow_float64(self.dtype)
         shared = share_dictionary(self.atoms, self.mean, pursuit, device=device)

@@ -576,7 +576,7 @@ class DBKSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._validate_params()
         embeddings = open_rows(self, Y, reset=False)
         check_parameters(self, len(embeddings), len(self.components_))
-        shared = share_dictionary(self.components_, self.mean_, self._pursuit, device=on_device(embeddings.data._meta))
+        shared = share_dictionary(self.components_, self.mean_, self._pursuit, device=on_device(embeddings.data))
         chunks = [rows for _, rows in read_in_order(embeddings.data)]
         statistics = evaluate_chunks(chunks, shared, self._pursuit)
         with without_size_warning():

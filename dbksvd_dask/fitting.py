@@ -143,7 +143,7 @@ def plan(model: "DBKSVD", Y: Source, validation: Source | None) -> MemoryPlan:
 def begin(model: "DBKSVD", embeddings: xr.DataArray, mean: np.ndarray | None = None) -> np.ndarray:
     """Forget what was learned before, set what stays the same while iterating, and return the known atoms."""
     dtype = _precision(model, embeddings)
-    if on_device(embeddings.data._meta):
+    if on_device(embeddings.data):
         warn_of_slow_float64(dtype)
     seed = int(check_random_state(model.random_state).randint(np.iinfo(np.int32).max))
     known = known_atoms(model, dtype)

@@ -78,8 +78,8 @@ def open_held_out(model: "DBKSVD", validation: Source | None, embeddings: xr.Dat
     if validation is None:
         return None
     held_out = open_rows(model, validation, reset=False, name="validation")
-    if on_device(held_out.data._meta) != on_device(embeddings.data._meta):
-        there, other = ("Y", "validation") if on_device(embeddings.data._meta) else ("validation", "Y")
+    if on_device(held_out.data) != on_device(embeddings.data):
+        there, other = ("Y", "validation") if on_device(embeddings.data) else ("validation", "Y")
         raise ValueError(
             f'{there} is on a GPU, but {other} is not: pass open_embeddings({other}, device="cuda"), or both on the '
             "host"

@@ -116,7 +116,7 @@ def plan_memory(
     resident = memory_of_process().resident
     n_threads, all_threads, limit = _resources(batches.device)
     on_cluster = active_client() is not None
-    ops = backend_of(data._meta)
+    ops = backend_of(data)
     sizes = Sizes(
         n_samples=len(data),
         n_features=data.shape[1],

@@ -212,7 +212,7 @@ def test_a_cupy_array_is_checked_before_any_work(cupy):
     model = DBKSVD(8, 2)
     rows = example()
     embeddings = open_rows(model, cupy.asarray(rows), reset=True)
-    assert on_device(embeddings.data._meta)
+    assert on_device(embeddings.data)
     assert model.n_features_in_ == 6
     with pytest.raises(ValueError, match="Y has 5 features, but DBKSVD is expecting 6"):
         open_rows(model, cupy.asarray(rows[:, :5]), reset=False)
@@ -265,7 +265,7 @@ def test_a_command_opens_its_embeddings_on_the_device(cupy, monkeypatch, tmp_pat
     seen = []
 
     def stop(_, Y, *__, validation=None, **___):
-        seen.extend(on_device(array.data._meta) for array in (Y, validation) if array is not None)
+        seen.extend(on_device(array.data) for array in (Y, validation) if array is not None)
         raise ReachedError("as far as that")
 
     monkeypatch.setattr(DBKSVD if name == "fit" else Dictionary, name, stop)

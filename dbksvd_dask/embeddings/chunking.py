@@ -61,7 +61,7 @@ def whole_rows(data: da.Array) -> da.Array:
 
 def uploaded(data: da.Array) -> da.Array:
     """The same with CuPy arrays for chunks, on the current GPU, where each is moved by the task that reads it."""
-    if on_device(data._meta):
+    if on_device(data):
         return data
     import cupy
 

@@ -161,7 +161,7 @@ def open_embeddings(
         )
 
     array = _in_order(opened, orientation, where if opened.name is None else f"{where} ({opened.name!r})")
-    if on_device(array.data._meta):
+    if on_device(array.data):
         check_gpu()  # CuPy is there, but that is not all
     if isinstance(source, str | os.PathLike):
         array.encoding["source"] = placed(source)  # xarray's place for it: survives selection, is not written along

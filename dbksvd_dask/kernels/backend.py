@@ -8,7 +8,7 @@ import numpy as np
 
 
 def backend_of(array: Any) -> ModuleType:
-    """The kernels for an array: `kernels.cpu` or `kernels.cuda`, which have the same functions.
+    """The kernels for an array, or for the chunks of a dask array: `kernels.cpu` or `kernels.cuda`, alike in functions.
 
     Examples
     --------
@@ -20,7 +20,7 @@ def backend_of(array: Any) -> ModuleType:
 
 
 def on_device(array: Any) -> bool:
-    """Whether an array is a CuPy array; CuPy is not imported for that.
+    """Whether an array is a CuPy array, or a dask array of such; CuPy is not imported for that.
 
     Examples
     --------
@@ -28,7 +28,8 @@ def on_device(array: Any) -> bool:
     >>> on_device(np.zeros(3))
     False
     """
-    return any(kind.__module__.partition(".")[0] == "cupy" for kind in type(array).__mro__)
+    block = getattr(array, "_meta", array)
+    return any(kind.__module__.partition(".")[0] == "cupy" for kind in type(block).__mro__)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_cupy_chunks_of_features_are_put_together_there(cupy):
     data = da.from_array(cupy.asarray(example()), chunks=(20, 4))
     with pytest.warns(UserWarning, match="split over 2 chunks"):
         embeddings = open_embeddings(data)
-    assert on_device(embeddings.data._meta)
+    assert on_device(embeddings.data)
     np.testing.assert_array_equal(rows_of(embeddings), example())
 
 
