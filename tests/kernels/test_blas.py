@@ -1,12 +1,15 @@
 """``single_threaded``: one BLAS thread while anybody is inside, as many as before when the last one has left."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
+from types import ModuleType
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
+from dbksvd_dask.kernels import blas
 from dbksvd_dask.kernels.blas import single_threaded
 
 
@@ -45,6 +48,33 @@ def test_as_a_decorator_it_holds_while_the_function_runs():
     inside = single_threaded()(blas_threads)
     assert [inside(), inside()] == [{1}, {1}]
     assert blas_threads() == {2}
+
+
+def test_where_blas_has_one_thread_already_none_is_started(monkeypatch):
+    """As on a worker of Dask, where every task comes here."""
+    with single_threaded(), monkeypatch.context() as patch:
+        patch.setattr(blas, "ThreadPoolExecutor", None)
+        blas._limit()()
+        assert blas_threads() == {1}
+
+
+def test_libraries_are_looked_for_again_when_a_module_was_imported(monkeypatch):
+    searches = []
+
+    def search():
+        searches.append(len(sys.modules))
+        return ThreadpoolController()
+
+    monkeypatch.setattr(blas, "ThreadpoolController", search)
+    blas._libraries.cache_clear()
+    for _ in range(3):
+        with single_threaded():
+            pass
+    assert len(searches) == 1
+    monkeypatch.setitem(sys.modules, "a module with another library", ModuleType("other"))
+    with single_threaded():
+        assert blas_threads() == {1}
+    assert len(searches) == 2
 
 
 def test_the_last_of_overlapping_threads_restores():
