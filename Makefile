@@ -48,19 +48,19 @@ clean: ## remove the environments, the demo's dictionary, builds and caches
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dbksvd_dask needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another: make $(MAKECMDGOALS) PYTHON=python3.11" % sys.version_info[:2])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --upgrade-deps .venv
 	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
 	@touch $@
 
 # Not `dev`, whose compiler for kernels is that of CUDA 13.
 .venv-gpu/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv-gpu
+	$(PYTHON) -m venv --upgrade-deps .venv-gpu
 	.venv-gpu/bin/python -m pip install -e ".[test,cuda$(CUDA)]"
 	@touch $@
 
 # SAEBench asks for older packages than it needs: it is installed without its own list.
 .venv-interop/.installed: pyproject.toml $(wildcard tests/interop/saebench/*.txt)
-	$(PYTHON) -m venv .venv-interop
+	$(PYTHON) -m venv --upgrade-deps .venv-interop
 	.venv-interop/bin/python -m pip install "torch==2.13.0"
 	.venv-interop/bin/python -m pip install -e . -r tests/interop/saebench/requirements.txt
 	.venv-interop/bin/python -m pip install --no-deps -r tests/interop/saebench/requirements-without-dependencies.txt

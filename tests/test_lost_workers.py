@@ -25,6 +25,13 @@ from dbksvd_dask.lost_workers import MOST_REPLAYS, WorkersLost, replayed
 PARAMETERS = {"n_components": 256, "n_nonzero_coefs": 6, "batch_size": 10_000, "random_state": 0}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workers_start_fast():
+    """As forks of a process that has imported Dask: many are started here, and how is no matter."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     rows = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
@@ -70,7 +77,7 @@ def assert_same_bits(model, undisturbed):
     np.testing.assert_array_equal(errors, undisturbed.history_.validation_relative_error)
 
 
-@pytest.mark.parametrize(("killed", "delay"), [((0,), 0.0), ((1,), 0.1), ((0, 1), 0.1)])
+@pytest.mark.parametrize(("killed", "delay"), [((0,), 0.0), ((0, 1), 0.1)])
 def test_a_fit_outlives_its_workers(killed, delay, path, undisturbed, two_workers):
     with client_of(two_workers):
 
