@@ -349,7 +349,7 @@ def test_no_bit_depends_on_the_scheduler(fraction, dtype):
 
 # --- the way to the minimum (paper, Fig. 3) --------------------------------------------------------------------------
 
-SEEDS = range(2)
+SEEDS = range(3)
 FRACTIONS = {0: 60, 0.5: 40, 1: 6}
 """γ, and how many iterations."""
 

@@ -77,7 +77,7 @@ def assert_same_bits(model, undisturbed):
     np.testing.assert_array_equal(errors, undisturbed.history_.validation_relative_error)
 
 
-@pytest.mark.parametrize(("killed", "delay"), [((0,), 0.0), ((0, 1), 0.1)])
+@pytest.mark.parametrize(("killed", "delay"), [((0,), 0.0), ((1,), 0.1), ((0, 1), 0.1)])
 def test_a_fit_outlives_its_workers(killed, delay, path, undisturbed, two_workers):
     with client_of(two_workers):
 

@@ -81,7 +81,7 @@ def client():
         yield client
 
 
-@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("n_workers", [1, 2, 3])
 def test_in_worker_processes(expected, sources, client, n_workers):
     client.cluster.scale(n_workers)
     client.wait_for_workers(n_workers, timeout=120)

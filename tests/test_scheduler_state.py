@@ -9,7 +9,7 @@ from distributed import Client, LocalCluster
 
 from dbksvd_dask import DBKSVD
 
-N_ITERATIONS = 60
+N_ITERATIONS = 100
 N_CHUNKS = 2
 """Tasks that one outer batch is read by."""
 
@@ -55,7 +55,7 @@ def samples(tmp_path_factory):
     with LocalCluster(**options) as cluster, Client(cluster) as client:
 
         def look(model, iteration):
-            if iteration.iteration + 1 in range(20, N_ITERATIONS, 5):
+            if iteration.iteration + 1 in range(20, N_ITERATIONS, 10):
                 time.sleep(0.3)  # what is let go of is forgotten a moment later
                 found[iteration.iteration + 1] = {
                     "scheduler": client.run_on_scheduler(known_by_scheduler),
